@@ -1,0 +1,47 @@
+"""fastbert: BERT- and GPT-style transformers in PyTorch, fast and exact, on GPUs and plain CPUs."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastbert import functional
+from fastbert._version import __version__
+from fastbert.ops._registry import BackendStatus, MissingBackendWarning, backends, debug, use_reference
+
+if TYPE_CHECKING:
+    from fastbert.models import BertConfig, BertModel, SentenceEncoder
+    from fastbert.packing import PackedBatch, pack, unpack
+
+__all__ = [
+    "BackendStatus",
+    "BertConfig",
+    "BertModel",
+    "MissingBackendWarning",
+    "PackedBatch",
+    "SentenceEncoder",
+    "__version__",
+    "backends",
+    "debug",
+    "functional",
+    "pack",
+    "unpack",
+    "use_reference",
+]
+
+_LAZY = {
+    "BertConfig": "fastbert.models",
+    "BertModel": "fastbert.models",
+    "SentenceEncoder": "fastbert.models",
+    "PackedBatch": "fastbert.packing",
+    "pack": "fastbert.packing",
+    "unpack": "fastbert.packing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'fastbert' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

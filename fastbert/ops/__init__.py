@@ -1,0 +1,27 @@
+"""The operations: one file each, with schema, shape function, autograd and public function. Importing registers them."""
+
+from fastbert.ops import (
+    add_layer_norm,
+    attention,
+    attention_decode,
+    cross_entropy,
+    embedding,
+    gelu,
+    layer_norm,
+    linear,
+    rotary,
+    softmax,
+)
+
+__all__ = [
+    "add_layer_norm",
+    "attention",
+    "attention_decode",
+    "cross_entropy",
+    "embedding",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "rotary",
+    "softmax",
+]

@@ -1,0 +1,117 @@
+"""What the public functions share: checks of their arguments, autocast, dropout seeds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastbert.ops._registry import checks_values
+
+
+def wants_grad(*tensors: Tensor | None) -> bool:
+    """Whether a gradient will be asked for, so that the operation has to enter its autograd.Function."""
+    if not torch.is_grad_enabled():
+        return False
+    return any(t is not None and t.requires_grad for t in tensors)
+
+
+def check_floating(function: str, name: str, x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"{function}: {name} has dtype {x.dtype}; expected a floating-point tensor")
+
+
+def check_device(function: str, first_name: str, first: Tensor, **others: Tensor | None) -> None:
+    for name, other in others.items():
+        if other is not None and other.device != first.device:
+            raise ValueError(
+                f"{function}: {name} is on {other.device} and {first_name} on {first.device}; move them to one device"
+            )
+
+
+def check_vector(function: str, name: str, x: Tensor | None, width: int) -> None:
+    if x is not None and (x.dim() != 1 or x.shape[0] != width):
+        raise ValueError(f"{function}: {name} has shape {list(x.shape)}; expected [{width}]")
+
+
+def check_same(function: str, first_name: str, first: Tensor, name: str, other: Tensor) -> None:
+    """Same shape, dtype and device."""
+    if other.shape != first.shape:
+        raise ValueError(
+            f"{function}: {name} has shape {list(other.shape)} and {first_name} {list(first.shape)}; they must be equal"
+        )
+    if other.dtype != first.dtype:
+        raise TypeError(f"{function}: {name} has dtype {other.dtype} and {first_name} {first.dtype}; cast one of them")
+    check_device(function, first_name, first, **{name: other})
+
+
+def check_probability(function: str, p: float) -> None:
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"{function}: dropout_p is {p}; expected a probability in [0, 1]")
+
+
+def check_choice(function: str, name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{function}: {name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def check_ids(function: str, name: str, ids: Tensor, limit: int, what: str, ignore: int | None = None) -> None:
+    """Integer ids in [0, limit), or equal to ``ignore``. Values are looked at on CPU, and under debug() elsewhere."""
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{function}: {name} has dtype {ids.dtype}; expected int64 or int32")
+    if not checks_values(ids) or ids.numel() == 0:
+        return
+    lowest, highest = (int(v) for v in torch.aminmax(ids))
+    if lowest >= 0 and highest < limit:
+        return
+    wrong = (ids < 0) | (ids >= limit)
+    if ignore is not None:
+        wrong &= ids != ignore
+    if wrong.any():
+        value = int(ids[wrong][0])
+        raise IndexError(f"{function}: {name} holds {value}; {what} takes 0 to {limit - 1}")
+
+
+def parameter_for(x: Tensor, parameter: Tensor | None) -> Tensor | None:
+    """A layer norm's weight or a bias as the kernels take it: in x's dtype or float32."""
+    if (
+        parameter is None
+        or parameter.dtype == x.dtype
+        or (parameter.dtype == torch.float32 and x.dtype != torch.float64)
+    ):
+        return parameter
+    return parameter.to(x.dtype)
+
+
+def autocast(first: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
+    """The arguments of a product, cast as torch's autocast casts those of its own products."""
+    tensors = (first, *others)
+    if first.dtype == torch.float64 or not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(first.device.type)
+    return tuple(t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors)
+
+
+def dropout_seed(
+    function: str, dropout_p: float, seed: Tensor | None, offset: int, device: torch.device
+) -> Tensor | None:
+    """The stream's key: the one given, or one drawn from torch's generator; None without dropout."""
+    check_probability(function, dropout_p)
+    if dropout_p == 0.0:
+        return None
+    if offset < 0 or offset % 4:
+        raise ValueError(f"{function}: offset is {offset}; expected a multiple of 4, at least 0")
+    if seed is None:
+        return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
+    if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
+        raise ValueError(
+            f"{function}: seed is {seed.dtype} {list(seed.shape)} on {seed.device}; expected one int64 on {device}"
+        )
+    return seed.reshape(1)
+
+
+def or_none(gradient: Tensor, needed: bool, dtype: torch.dtype | None = None) -> Tensor | None:
+    """A gradient for autograd: None where it was not asked for, else in its parameter's dtype."""
+    if not needed:
+        return None
+    return gradient if dtype is None else gradient.to(dtype)
