@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastbert.reference._common import nothing, sum_over_rows, wide_dtype, widen
 
@@ -13,17 +15,9 @@ _TANH_CUBIC = 0.044715  # Hendrycks and Gimpel 2016, "Gaussian Error Linear Unit
 _QUICK_SLOPE = 1.702  # the same paper's sigmoid approximation
 
 
-def _gelu(z: Tensor) -> Tensor:
-    return 0.5 * z * (1.0 + torch.erf(z * math.sqrt(0.5)))
-
-
 def _gelu_derivative(z: Tensor) -> Tensor:
     density = torch.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
     return 0.5 * (1.0 + torch.erf(z * math.sqrt(0.5))) + z * density
-
-
-def _gelu_tanh(z: Tensor) -> Tensor:
-    return 0.5 * z * (1.0 + torch.tanh(_TANH_SCALE * (z + _TANH_CUBIC * z**3)))
 
 
 def _gelu_tanh_derivative(z: Tensor) -> Tensor:
@@ -49,10 +43,10 @@ def _silu_derivative(z: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "none": (lambda z: z, torch.ones_like),
     "relu": (torch.relu, lambda z: (z > 0).to(z.dtype)),
-    "gelu": (_gelu, _gelu_derivative),
-    "gelu_tanh": (_gelu_tanh, _gelu_tanh_derivative),
+    "gelu": (F.gelu, _gelu_derivative),
+    "gelu_tanh": (partial(F.gelu, approximate="tanh"), _gelu_tanh_derivative),
     "gelu_quick": (_gelu_quick, _gelu_quick_derivative),
-    "silu": (lambda z: z * torch.sigmoid(z), _silu_derivative),
+    "silu": (F.silu, _silu_derivative),
     "tanh": (torch.tanh, lambda z: 1.0 - torch.tanh(z) ** 2),
 }
 
