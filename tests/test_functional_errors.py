@@ -22,6 +22,8 @@ BAD = {
         lambda: F.layer_norm(X, 8, torch.ones(7)),
     ),
     "layer_norm-int": (TypeError, "int64", lambda: F.layer_norm(X.long(), 8)),
+    "layer_norm-list": (TypeError, "input is a list", lambda: F.layer_norm([1.0, 2.0], 2)),
+    "sdpa-none": (TypeError, "query is a NoneType", lambda: F.scaled_dot_product_attention(None, Q, Q)),
     "layer_norm-no-features": (ValueError, "at least one feature", lambda: F.layer_norm(X[:, :0], 0)),
     "layer_norm-device": (ValueError, "weight is on meta", lambda: F.layer_norm(X, 8, torch.ones(8, device="meta"))),
     "add_layer_norm-residual": (ValueError, r"residual has shape \[3, 8\]", lambda: F.add_layer_norm(X, X[:3])),

@@ -318,6 +318,19 @@ def test_compiled_in_one_graph(case):
         torch.testing.assert_close(compiled(*inputs), case.ours(*inputs))
 
 
+def test_compiled_with_one_tensor_as_several_arguments():
+    q, x = torch.randn(9, 4, 8, requires_grad=True), torch.randn(3, 8, requires_grad=True)
+    w = torch.randn(8, 8)
+    for function, tensor in (
+        (lambda q: _varlen(q, q, q), q),
+        (lambda x: F.add_layer_norm(x, x)[0], x),
+        (lambda x: F.linear_residual(x, w, None, x), x),
+    ):
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        for a, b in zip(_run(compiled, [tensor]), _run(function, [tensor]), strict=True):
+            torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize(
     "name", ["layer_norm", "add_layer_norm", "linear_act-gelu", "attention", "varlen", "embedding_layer_norm"]
 )

@@ -16,7 +16,16 @@ def wants_grad(*tensors: Tensor | None) -> bool:
     return any(t is not None and t.requires_grad for t in tensors)
 
 
+def distinct(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same tensors, none twice: torch.compile does not trace an autograd.Function that gets a tensor twice."""
+    if not torch.compiler.is_compiling():
+        return tensors
+    return tuple(t.view_as(t) if any(t is other for other in tensors[:i]) else t for i, t in enumerate(tensors))
+
+
 def check_floating(function: str, name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{function}: {name} is a {type(x).__name__}; expected a tensor")
     if not x.is_floating_point():
         raise TypeError(f"{function}: {name} has dtype {x.dtype}; expected a floating-point tensor")
 
@@ -86,9 +95,12 @@ def parameter_for(x: Tensor, parameter: Tensor | None) -> Tensor | None:
 def autocast(first: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """The arguments of a product, cast as torch's autocast casts those of its own products."""
     tensors = (first, *others)
-    if first.dtype == torch.float64 or not torch.is_autocast_enabled(first.device.type):
+    device = first.device.type
+    if first.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
         return tensors
-    dtype = torch.get_autocast_dtype(first.device.type)
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
     return tuple(t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastbert import reference
-from fastbert.ops._common import check_same, check_vector, dropout_seed, or_none, parameter_for, wants_grad
+from fastbert.ops._common import check_same, check_vector, distinct, dropout_seed, or_none, parameter_for, wants_grad
 from fastbert.ops._registry import CPU_DTYPES, CUDA_DTYPES, Implementation, Operation, register
 from fastbert.ops.layer_norm import check_norm_arguments
 from fastbert.reference import wide_dtype
@@ -161,6 +161,7 @@ def add_layer_norm(
     seed = dropout_seed("add_layer_norm", dropout_p, seed, offset, x.device)
     weight, bias, x_bias = parameter_for(x, weight), parameter_for(x, bias), parameter_for(x, x_bias)
     if wants_grad(x, residual, x_bias, weight, bias):
+        x, residual = distinct(x, residual)
         return _AddLayerNorm.apply(x, residual, x_bias, weight, bias, eps, dropout_p, seed, offset)
     y, sum, _, _ = _forward(x, residual, x_bias, weight, bias, eps, dropout_p, seed, offset, False)
     return y, sum

@@ -9,7 +9,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastbert import reference
-from fastbert.ops._common import autocast, check_device, check_floating, check_probability, dropout_seed, wants_grad
+from fastbert.ops._common import (
+    autocast,
+    check_device,
+    check_floating,
+    check_probability,
+    distinct,
+    dropout_seed,
+    wants_grad,
+)
 from fastbert.ops._registry import Implementation, Operation, checks_values, register
 from fastbert.ops.softmax import check_broadcast
 from fastbert.reference import wide_dtype
@@ -178,6 +186,7 @@ def _attend(
     save_lse: bool,
 ) -> tuple[Tensor, Tensor]:
     if wants_grad(q, k, v, attn_mask):
+        q, k, v = distinct(q, k, v)
         return _Attention.apply(q, k, v, attn_mask, tensors, numbers)
     cu_seqlens_q, cu_seqlens_k, key_padding_mask, alibi_slopes, seed = tensors
     max_seqlen_q, max_seqlen_k, scale, window_left, window_right, bottom_right, dropout_p = numbers
@@ -242,6 +251,7 @@ def scaled_dot_product_attention(
         ValueError: shapes or devices do not fit; dropout_p or window is out of range.
     """
     function = "scaled_dot_product_attention"
+    check_floating(function, "query", query)
     q, k, v = autocast(query, key, value)
     missing = max(0, 4 - q.dim())
     for _ in range(missing):
@@ -320,6 +330,7 @@ def varlen_attention(
         ValueError: shapes, devices or sequence boundaries do not fit; dropout_p or window_size is out of range.
     """
     function = "varlen_attention"
+    check_floating(function, "q", q)
     q, k, v = autocast(q, k, v)
     _check_qkv(function, q, k, v, dimensions=3)
     if v.shape[:2] != k.shape[:2]:
@@ -356,7 +367,6 @@ def varlen_attention(
 
 
 def _check_qkv(function: str, q: Tensor, k: Tensor, v: Tensor, dimensions: int) -> None:
-    check_floating(function, "query", q)
     for name, x in (("query", q), ("key", k), ("value", v)):
         if x.dim() != dimensions:
             raise ValueError(f"{function}: {name} has shape {list(x.shape)}; expected {dimensions} dimensions")

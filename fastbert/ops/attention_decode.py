@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastbert import reference
-from fastbert.ops._common import autocast, check_device, wants_grad
+from fastbert.ops._common import autocast, check_device, check_floating, wants_grad
 from fastbert.ops._registry import Operation, checks_values, register
 from fastbert.ops.attention import _check_heads, _check_qkv, check_alibi
 from fastbert.reference import wide_dtype
@@ -71,6 +71,7 @@ def attention_decode(
         ValueError: shapes or devices do not fit, or a length passes the cache's capacity.
     """
     function = "attention_decode"
+    check_floating(function, "q", q)
     if wants_grad(q, k_cache, v_cache):
         raise RuntimeError(
             f"{function} has no gradient and an input requires one; call it under torch.no_grad(), "

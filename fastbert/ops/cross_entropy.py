@@ -255,8 +255,8 @@ def linear_cross_entropy(
         ValueError: shapes, devices, reduction or label_smoothing do not fit.
     """
     function = "linear_cross_entropy"
+    check_floating(function, "input", input)
     x, weight, bias = autocast(input, weight, bias)
-    check_floating(function, "input", x)
     if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"{function}: input has shape {list(x.shape)} and weight {list(weight.shape)}; expected [..., hidden] and "

@@ -101,6 +101,7 @@ def layer_norm(
         TypeError: input is not floating point.
         ValueError: shapes do not fit, or the tensors are on several devices.
     """
+    check_floating("layer_norm", "input", input)
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if not shape or tuple(input.shape[-len(shape) :]) != shape:
         raise ValueError(

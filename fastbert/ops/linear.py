@@ -13,6 +13,7 @@ from fastbert.ops._common import (
     check_device,
     check_floating,
     check_vector,
+    distinct,
     or_none,
     wants_grad,
 )
@@ -107,7 +108,6 @@ class _LinearResidual(torch.autograd.Function):
 
 
 def _check_linear(function: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    check_floating(function, "input", x)
     if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"{function}: input has shape {list(x.shape)} and weight {list(weight.shape)}; expected [..., in] and [out, in]"
@@ -135,6 +135,7 @@ def linear_act(input: Tensor, weight: Tensor, bias: Tensor | None = None, activa
         TypeError: dtypes differ, or are not floating point.
         ValueError: shapes or devices do not fit, or the activation is unknown.
     """
+    check_floating("linear_act", "input", input)
     check_choice("linear_act", "activation", activation, ACTIVATIONS)
     x, weight, bias = autocast(input, weight, bias)
     _check_linear("linear_act", x, weight, bias)
@@ -159,6 +160,7 @@ def linear_residual(input: Tensor, weight: Tensor, bias: Tensor | None, residual
         TypeError: dtypes differ, or are not floating point.
         ValueError: shapes or devices do not fit.
     """
+    check_floating("linear_residual", "input", input)
     x, weight, bias, residual = autocast(input, weight, bias, residual)
     _check_linear("linear_residual", x, weight, bias)
     expected = (*x.shape[:-1], weight.shape[0])
@@ -168,5 +170,6 @@ def linear_residual(input: Tensor, weight: Tensor, bias: Tensor | None, residual
         raise TypeError(f"linear_residual: residual has dtype {residual.dtype} and input {x.dtype}; cast one of them")
     check_device("linear_residual", "input", x, residual=residual)
     if wants_grad(x, weight, bias, residual):
+        x, residual = distinct(x, residual)
         return _LinearResidual.apply(x, weight, bias, residual)
     return _residual(x, weight, bias, residual)

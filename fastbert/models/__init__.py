@@ -1,0 +1,8 @@
+"""Models made of the library's blocks, and the Hugging Face folders they come from."""
+
+from fastbert.models.bert import BertModel, BertOutput
+from fastbert.models.config import BertConfig
+from fastbert.models.pooling import cls_pool, mean_pool, normalize
+from fastbert.models.sentence_encoder import SentenceEncoder
+
+__all__ = ["BertConfig", "BertModel", "BertOutput", "SentenceEncoder", "cls_pool", "mean_pool", "normalize"]

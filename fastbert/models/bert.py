@@ -1,0 +1,220 @@
+"""BERT's encoder (Devlin et al. 2019) on packed tokens."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastbert import functional as F
+from fastbert.models import checkpoint
+from fastbert.models.bert_names import fill_from_checkpoint, to_checkpoint
+from fastbert.models.config import BertConfig
+from fastbert.models.pooling import cls_pool
+from fastbert.nn import Embeddings, TransformerBlock, initialize
+from fastbert.packing import PackedBatch, pack, unpack
+
+
+class BertOutput(NamedTuple):
+    """What BertModel returns: padded for padded input, packed for packed input."""
+
+    last_hidden_state: Tensor  # [batch, seq, hidden], zeros on padding; packed: [total, hidden]
+    pooler_output: Tensor | None = None  # [batch, hidden]
+    hidden_states: tuple[Tensor, ...] | None = None  # the embeddings' output and every layer's, as last_hidden_state
+    cu_seqlens: Tensor | None = None  # int32 [batch + 1], for packed input
+
+
+class Pooler(nn.Module):
+    """tanh(linear(first token)) of each sequence; zeros for an empty one."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """[total, hidden] to [batch, hidden]."""
+        first = cls_pool(hidden, cu_seqlens)
+        pooled = F.linear_act(first, self.dense.weight, self.dense.bias, "tanh")
+        return pooled.masked_fill((cu_seqlens.diff() == 0).unsqueeze(-1), 0.0)
+
+
+class BertModel(nn.Module):
+    """BERT without a head: token ids to hidden states, and to one pooled vector a sequence.
+
+    Inside, only real tokens exist: a padded batch is packed before the embeddings and unpacked after the last layer, so
+    that it costs what its real tokens cost.
+
+    Args:
+        config: see BertConfig.
+        add_pooling_layer: whether there is a pooler.
+    """
+
+    def __init__(self, config: BertConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(
+            config.vocab_size,
+            config.hidden_size,
+            config.max_position_embeddings,
+            config.type_vocab_size,
+            eps=config.layer_norm_eps,
+            dropout_p=config.hidden_dropout_prob,
+            padding_idx=config.pad_token_id,
+        )
+        self.layers = nn.ModuleList(
+            TransformerBlock(
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                activation=config.activation,
+                dropout_p=config.hidden_dropout_prob,
+                attention_dropout_p=config.attention_probs_dropout_prob,
+                eps=config.layer_norm_eps,
+            )
+            for _ in range(config.num_hidden_layers)
+        )
+        self.pooler = Pooler(config.hidden_size) if add_pooling_layer else None
+        initialize(self, config.initializer_range)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        add_pooling_layer: bool = True,
+    ) -> "BertModel":
+        """Reads a Hugging Face checkpoint of a BERT, with or without a head (which is left out), in evaluation mode.
+
+        Args:
+            path_or_hub_id: a folder with config.json and model.safetensors (or its shards, or pytorch_model.bin with
+                nothing but tensors), or an id on the Hugging Face hub.
+            dtype: of the parameters; as stored unless given.
+            device: of the parameters; the CPU unless given.
+            revision: branch, tag or commit on the hub.
+            add_pooling_layer: whether the checkpoint's pooler is wanted.
+
+        Raises:
+            FileNotFoundError: no such folder, or a file of it is missing.
+            ValueError: a truncated or damaged file, another architecture, tensors that do not fit the configuration, a
+                pickle that holds more than tensors.
+            ImportError: a hub id without huggingface_hub.
+        """
+        folder = checkpoint.find_folder(path_or_hub_id, revision)
+        values = checkpoint.read_config(folder)
+        try:
+            config = BertConfig.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{folder / checkpoint.CONFIG}: {error}") from error
+        with torch.device("meta"):  # no memory and no random numbers for what the checkpoint fills
+            model = cls(config, add_pooling_layer)
+        fill_from_checkpoint(model, checkpoint.open_tensors(folder), folder, dtype, device)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes config.json and model.safetensors, which transformers' BertModel loads with the same outputs.
+
+        The folder is made if need be; each file appears whole or not at all.
+        """
+        config = self.config.to_dict()
+        config.pop("torch_dtype", None)
+        config["architectures"] = ["BertModel"]
+        config["dtype"] = str(self.dtype).removeprefix("torch.")
+        checkpoint.write_folder(Path(folder).expanduser(), config, to_checkpoint(self))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embeddings.word.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embeddings.word.weight.device
+
+    def forward(
+        self,
+        input_ids: Tensor | PackedBatch,  # int [batch, seq], or a packed batch of ids [total]
+        attention_mask: Tensor | None = None,  # [batch, seq], True or 1 for real tokens
+        token_type_ids: Tensor | None = None,  # int [batch, seq]
+        position_ids: Tensor | None = None,  # int [batch, seq]
+        *,
+        output_hidden_states: bool = False,
+    ) -> BertOutput:
+        """Hidden states of every real token, equal to transformers' own.
+
+        Args:
+            input_ids: padded ids, or a PackedBatch, which carries positions and token types itself.
+            attention_mask: real tokens, in any pattern; every token is real unless given. On an accelerator a mask
+                costs one synchronisation; none and packed input cost none.
+            token_type_ids: 0 unless given.
+            position_ids: a token's column unless given, behind left padding too, as in transformers.
+            output_hidden_states: also the embeddings' output and every layer's.
+
+        Returns:
+            Padded hidden states for padded input, with zeros on padding (where transformers leaves numbers without
+            meaning); packed ones, and cu_seqlens, for packed input. The pooler reads each sequence's first real token;
+            transformers' reads column 0, which is padding where that is on the left.
+
+        Raises:
+            IndexError: a token id, position or token type outside its table (on CPU; elsewhere under fastbert.debug()).
+            ValueError: shapes or devices that do not fit, or more tokens than max_position_embeddings.
+            TypeError: ids that are no integers.
+        """
+        if isinstance(input_ids, PackedBatch):
+            if attention_mask is not None or token_type_ids is not None or position_ids is not None:
+                raise ValueError(
+                    "a PackedBatch carries its own token_type_ids and position_ids and needs no mask; give it alone"
+                )
+            batch = input_ids
+            self._check_ids(batch.values, 1)
+            self._check_length(batch.max_seqlen)
+            if batch.device.type == "cpu" and not torch.compiler.is_compiling():
+                batch.check()
+            hidden, states = self._encode(batch, output_hidden_states)
+            pooled = None if self.pooler is None else self.pooler(hidden, batch.cu_seqlens)
+            return BertOutput(hidden, pooled, states, batch.cu_seqlens)
+
+        self._check_ids(input_ids, 2)
+        if position_ids is None:
+            self._check_length(input_ids.shape[1])
+        batch = pack(input_ids, attention_mask, position_ids=position_ids, token_type_ids=token_type_ids)
+        hidden, states = self._encode(batch, output_hidden_states)
+        pooled = None if self.pooler is None else self.pooler(hidden, batch.cu_seqlens)
+        if states is not None:
+            states = tuple(unpack(batch, state) for state in states)
+        return BertOutput(unpack(batch, hidden), pooled, states)
+
+    def _encode(self, batch: PackedBatch, keep_states: bool) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        hidden = self.embeddings(batch.values, batch.position_ids, batch.token_type_ids)
+        states = [hidden]
+        for layer in self.layers:
+            hidden = layer(hidden, batch.cu_seqlens, batch.max_seqlen)
+            if keep_states:
+                states.append(hidden)
+        return hidden, tuple(states) if keep_states else None
+
+    def _check_ids(self, ids: Tensor, dimensions: int) -> None:
+        expected = "[batch, seq]" if dimensions == 2 else "[total]"
+        if not isinstance(ids, Tensor):
+            raise TypeError(
+                f"input_ids is a {type(ids).__name__}; expected an integer tensor {expected} or a PackedBatch"
+            )
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"input_ids is {ids.dtype}; expected int64 or int32")
+        if ids.dim() != dimensions:
+            raise ValueError(f"input_ids has shape {list(ids.shape)}; expected {expected}")
+        if ids.device != self.device:
+            raise ValueError(f"input_ids is on {ids.device}, the model on {self.device}; move one of them")
+
+    def _check_length(self, longest: int) -> None:
+        limit = self.config.max_position_embeddings
+        if longest > limit:
+            raise ValueError(
+                f"the input has sequences of {longest} tokens; the model takes at most {limit} "
+                "(max_position_embeddings). Truncate them."
+            )
+
+    def extra_repr(self) -> str:
+        return f"dtype={self.dtype}, device={self.device}"

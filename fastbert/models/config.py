@@ -1,0 +1,118 @@
+"""BERT's configuration, under Hugging Face's names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+# transformers' names on the left, fastbert.functional's on the right.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "gelu_quick",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+# What a config may say and this model does not do: the values that change nothing, and what to say of any other.
+_UNSUPPORTED = {
+    "position_embedding_type": ((None, "absolute"), "only absolute position embeddings are supported"),
+    "is_decoder": ((None, False), "only the encoder is supported"),
+    "add_cross_attention": ((None, False), "cross-attention is not supported"),
+}
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The numbers that make a BERT; defaults are bert-base-uncased's.
+
+    The attributes have Hugging Face's names and meaning. ``extra`` keeps the keys of a config.json that the model does
+    not use, so that saving loses nothing.
+
+    Raises:
+        ValueError: a value the model cannot be made with, named with what was expected.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int | None = 0
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "type_vocab_size",
+        ):
+            value = getattr(self, name)
+            smallest = 0 if name == "num_hidden_layers" else 1
+            if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+                raise ValueError(f"{name} is {value!r}; expected an integer, at least {smallest}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0.0 <= value < 1.0:
+                raise ValueError(f"{name} is {value!r}; expected a probability, at least 0 and less than 1")
+        if not _is_number(self.layer_norm_eps) or not self.layer_norm_eps > 0.0:
+            raise ValueError(f"layer_norm_eps is {self.layer_norm_eps!r}; expected a positive number")
+        if not _is_number(self.initializer_range) or not self.initializer_range >= 0.0:
+            raise ValueError(f"initializer_range is {self.initializer_range!r}; expected a number, at least 0")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size is {self.hidden_size}; "
+                f"expected a multiple of num_attention_heads, {self.num_attention_heads}"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; expected one of {', '.join(ACTIVATIONS)}")
+        pad = self.pad_token_id
+        if pad is not None and (not isinstance(pad, int) or isinstance(pad, bool) or not 0 <= pad < self.vocab_size):
+            raise ValueError(f"pad_token_id is {pad!r}; expected None or an id below vocab_size, {self.vocab_size}")
+        for name, (harmless, complaint) in _UNSUPPORTED.items():
+            if self.extra.get(name) not in harmless:
+                raise ValueError(f"{name} is {self.extra[name]!r}; {complaint}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "BertConfig":
+        """From the content of a config.json. Raises ValueError where it describes another architecture."""
+        model_type = values.get("model_type")
+        architectures = values.get("architectures") or []
+        if model_type is None:
+            others = [name for name in architectures if not str(name).startswith("Bert")]
+            if others:
+                raise ValueError(f'the config describes {others[0]}; expected a BERT ("model_type": "bert")')
+        elif model_type != "bert":
+            described = f"{model_type!r} ({', '.join(map(str, architectures))})" if architectures else repr(model_type)
+            raise ValueError(f'model_type is {described}; expected "bert". Only BERT checkpoints can be read here.')
+        known = {f.name for f in fields(cls)} - {"extra"}
+        return cls(
+            **{name: value for name, value in values.items() if name in known},
+            extra={name: value for name, value in values.items() if name not in known},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a config.json: what was read, unknown keys included."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        return {**self.extra, "model_type": "bert", **own}
+
+    @property
+    def activation(self) -> str:
+        """hidden_act under the name that fastbert.functional has for it."""
+        return ACTIVATIONS[self.hidden_act]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,316 @@
+"""The one transformer block of the library, on packed tokens.
+
+The mathematics is ``transformer_block``, a function of tensors: models, modules and integrations run it on whatever
+parameters they hold. The modules below it are thin holders.
+
+Shapes: ``x [total, hidden]``, ``cu_seqlens`` int32 ``[batch + 1]``, ``max_seqlen`` a Python int.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastbert import functional as F
+from fastbert.nn.init import initialize
+from fastbert.nn.norm import LayerNorm
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """What a block computes, apart from its weights.
+
+    Attributes:
+        num_heads: attention heads; they share the hidden width equally.
+        activation: between the two products of the feed-forward part: gelu, gelu_tanh, gelu_quick, relu, silu, tanh,
+            none.
+        eps: of both layer norms.
+        norm_first: layer norm before each part (GPT-2) rather than after it (BERT).
+        causal: a token sees only itself and what stands before it.
+    """
+
+    num_heads: int
+    activation: str = "gelu"
+    eps: float = 1e-12
+    norm_first: bool = False
+    causal: bool = False
+
+
+class BlockWeights(NamedTuple):
+    """The tensors of a block. Any bias may be None."""
+
+    qkv_weight: Tensor  # [3 * hidden, hidden]: query, key and value, one product
+    qkv_bias: Tensor | None  # [3 * hidden]
+    out_weight: Tensor  # [hidden, hidden]
+    out_bias: Tensor | None  # [hidden]
+    attention_norm_weight: Tensor | None  # [hidden]
+    attention_norm_bias: Tensor | None  # [hidden]
+    up_weight: Tensor  # [intermediate, hidden]
+    up_bias: Tensor | None  # [intermediate]
+    down_weight: Tensor  # [hidden, intermediate]
+    down_bias: Tensor | None  # [hidden]
+    feed_forward_norm_weight: Tensor | None  # [hidden]
+    feed_forward_norm_bias: Tensor | None  # [hidden]
+
+
+def self_attention(
+    x: Tensor,  # [total, hidden]
+    cu_seqlens: Tensor,  # int32 [batch + 1]
+    max_seqlen: int,
+    qkv_weight: Tensor,  # [3 * hidden, hidden]
+    qkv_bias: Tensor | None,  # [3 * hidden]
+    num_heads: int,
+    *,
+    causal: bool = False,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Multi-head attention of each sequence to itself, before the output projection: [total, hidden]."""
+    qkv = F.linear_act(x, qkv_weight, qkv_bias)  # [total, 3 * hidden]
+    head_dim = qkv_weight.shape[0] // (3 * num_heads)
+    q, k, v = qkv.view(x.shape[0], 3, num_heads, head_dim).unbind(1)  # each [total, heads, head_dim]
+    context = F.varlen_attention(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, causal=causal)
+    assert isinstance(context, Tensor)  # and no pair, without return_lse
+    return context.flatten(1)
+
+
+def transformer_block(
+    x: Tensor,  # [total, hidden]
+    cu_seqlens: Tensor,  # int32 [batch + 1]
+    max_seqlen: int,
+    weights: BlockWeights,
+    options: BlockOptions,
+    *,
+    dropout_p: float = 0.0,
+    attention_dropout_p: float = 0.0,
+) -> Tensor:
+    """One layer, [total, hidden] to [total, hidden].
+
+    Post-norm (Vaswani et al. 2017; BERT): x = norm(x + attention(x)); x = norm(x + feed_forward(x)).
+    Pre-norm (GPT-2): x = x + attention(norm(x)); x = x + feed_forward(norm(x)).
+
+    The bias of each part's last product, its dropout, the residual and the following layer norm are one operation.
+    Dropout applies whenever its probability is not 0: the caller knows whether it trains.
+    """
+    w = weights
+    y = (
+        F.layer_norm(x, x.shape[-1], w.attention_norm_weight, w.attention_norm_bias, options.eps)
+        if options.norm_first
+        else x
+    )
+    context = self_attention(
+        y,
+        cu_seqlens,
+        max_seqlen,
+        w.qkv_weight,
+        w.qkv_bias,
+        options.num_heads,
+        causal=options.causal,
+        dropout_p=attention_dropout_p,
+    )
+    projected = F.linear_act(context, w.out_weight)
+    x = x.to(projected.dtype)  # under autocast the first block's input is wider than its products
+
+    if options.norm_first:
+        y, x = F.add_layer_norm(
+            projected,
+            x,
+            w.feed_forward_norm_weight,
+            w.feed_forward_norm_bias,
+            options.eps,
+            x_bias=w.out_bias,
+            dropout_p=dropout_p,
+        )
+        up = F.linear_act(y, w.up_weight, w.up_bias, options.activation)
+        if dropout_p == 0.0:
+            return F.linear_residual(up, w.down_weight, w.down_bias, x)
+        # For its sum: the norm that follows belongs to the next block, and is not used here.
+        _, x = F.add_layer_norm(F.linear_act(up, w.down_weight), x, x_bias=w.down_bias, dropout_p=dropout_p)
+        return x
+
+    x, _ = F.add_layer_norm(
+        projected,
+        x,
+        w.attention_norm_weight,
+        w.attention_norm_bias,
+        options.eps,
+        x_bias=w.out_bias,
+        dropout_p=dropout_p,
+    )
+    up = F.linear_act(x, w.up_weight, w.up_bias, options.activation)
+    x, _ = F.add_layer_norm(
+        F.linear_act(up, w.down_weight),
+        x,
+        w.feed_forward_norm_weight,
+        w.feed_forward_norm_bias,
+        options.eps,
+        x_bias=w.down_bias,
+        dropout_p=dropout_p,
+    )
+    return x
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with its output projection, each sequence of a packed batch on its own.
+
+    Args:
+        hidden_size: width of the tokens; a multiple of num_heads.
+        num_heads: attention heads.
+        bias: whether the projections have one.
+        causal: a token sees only itself and what stands before it.
+        dropout_p: of the attention probabilities, in training mode only.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        bias: bool = True,
+        causal: bool = False,
+        dropout_p: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or hidden_size % num_heads:
+            raise ValueError(
+                f"hidden_size is {hidden_size} and num_heads {num_heads}; expected a multiple of the heads"
+            )
+        self.num_heads = num_heads
+        self.causal = causal
+        self.dropout_p = dropout_p
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias, device=device, dtype=dtype)
+        self.out = nn.Linear(hidden_size, hidden_size, bias, device=device, dtype=dtype)
+        initialize(self)
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """[total, hidden] to [total, hidden]."""
+        context = self_attention(
+            x,
+            cu_seqlens,
+            max_seqlen,
+            self.qkv.weight,
+            self.qkv.bias,
+            self.num_heads,
+            causal=self.causal,
+            dropout_p=self.dropout_p if self.training else 0.0,
+        )
+        return F.linear_act(context, self.out.weight, self.out.bias)
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, causal={self.causal}, dropout_p={self.dropout_p}"
+
+
+class FeedForward(nn.Module):
+    """activation(x upᵀ + bias) downᵀ + bias, on [..., hidden]."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: str = "gelu",
+        *,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.up = nn.Linear(hidden_size, intermediate_size, bias, device=device, dtype=dtype)
+        self.down = nn.Linear(intermediate_size, hidden_size, bias, device=device, dtype=dtype)
+        initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden] to [..., hidden]."""
+        up = F.linear_act(x, self.up.weight, self.up.bias, self.activation)
+        return F.linear_act(up, self.down.weight, self.down.bias)
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}"
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention and feed-forward, each with residual, dropout and layer norm, on packed tokens.
+
+    Args:
+        hidden_size: width of the tokens; a multiple of num_heads.
+        num_heads: attention heads.
+        intermediate_size: width between the feed-forward part's products; 4 * hidden_size unless given.
+        activation: gelu, gelu_tanh, gelu_quick, relu, silu, tanh or none.
+        dropout_p: behind both parts, in training mode only.
+        attention_dropout_p: of the attention probabilities, in training mode only.
+        eps: of both layer norms.
+        norm_first: layer norm before each part (GPT-2) rather than after it (BERT).
+        causal: a token sees only itself and what stands before it.
+        bias: whether the four products have one.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int | None = None,
+        *,
+        activation: str = "gelu",
+        dropout_p: float = 0.0,
+        attention_dropout_p: float = 0.0,
+        eps: float = 1e-12,
+        norm_first: bool = False,
+        causal: bool = False,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        intermediate_size = 4 * hidden_size if intermediate_size is None else intermediate_size
+        self.attention = SelfAttention(
+            hidden_size,
+            num_heads,
+            bias=bias,
+            causal=causal,
+            dropout_p=attention_dropout_p,
+            device=device,
+            dtype=dtype,
+        )
+        self.attention_norm = LayerNorm(hidden_size, eps, device=device, dtype=dtype)
+        self.feed_forward = FeedForward(
+            hidden_size, intermediate_size, activation, bias=bias, device=device, dtype=dtype
+        )
+        self.feed_forward_norm = LayerNorm(hidden_size, eps, device=device, dtype=dtype)
+        self.options = BlockOptions(num_heads, activation, eps, norm_first, causal)
+        self.dropout_p = dropout_p
+
+    def weights(self) -> BlockWeights:
+        """The parameters as ``transformer_block`` takes them."""
+        attention, feed_forward = self.attention, self.feed_forward
+        return BlockWeights(
+            attention.qkv.weight,
+            attention.qkv.bias,
+            attention.out.weight,
+            attention.out.bias,
+            self.attention_norm.weight,
+            self.attention_norm.bias,
+            feed_forward.up.weight,
+            feed_forward.up.bias,
+            feed_forward.down.weight,
+            feed_forward.down.bias,
+            self.feed_forward_norm.weight,
+            self.feed_forward_norm.bias,
+        )
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """[total, hidden] to [total, hidden]."""
+        training = self.training
+        return transformer_block(
+            x,
+            cu_seqlens,
+            max_seqlen,
+            self.weights(),
+            self.options,
+            dropout_p=self.dropout_p if training else 0.0,
+            attention_dropout_p=self.attention.dropout_p if training else 0.0,
+        )
+
+    def extra_repr(self) -> str:
+        return f"norm_first={self.options.norm_first}, dropout_p={self.dropout_p}"

@@ -1,0 +1,75 @@
+"""What stands below the first block: ids become vectors."""
+
+import torch
+from torch import Tensor, nn
+
+from fastbert import functional as F
+from fastbert.nn.init import initialize
+from fastbert.nn.norm import LayerNorm
+
+
+class Embeddings(nn.Module):
+    """dropout(layer_norm(word[ids] + position[position ids] + token_type[token type ids])), BERT's input.
+
+    Args:
+        vocab_size: rows of the word table.
+        hidden_size: width of every table.
+        max_positions: rows of the position table; 0: no positions.
+        type_vocab_size: rows of the token type table; 0: no types.
+        eps: the layer norm's.
+        dropout_p: in training mode only.
+        padding_idx: a word whose row gets no gradient.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        max_positions: int = 512,
+        type_vocab_size: int = 2,
+        *,
+        eps: float = 1e-12,
+        dropout_p: float = 0.0,
+        padding_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.word = nn.Embedding(vocab_size, hidden_size, padding_idx, device=device, dtype=dtype)
+        self.position = nn.Embedding(max_positions, hidden_size, device=device, dtype=dtype) if max_positions else None
+        self.token_type = (
+            nn.Embedding(type_vocab_size, hidden_size, device=device, dtype=dtype) if type_vocab_size else None
+        )
+        self.norm = LayerNorm(hidden_size, eps, device=device, dtype=dtype)
+        self.dropout_p = dropout_p
+        initialize(self)
+
+    def forward(
+        self,
+        input_ids: Tensor,  # int [total]
+        position_ids: Tensor | None = None,  # int [total]
+        token_type_ids: Tensor | None = None,  # int [total]; None: type 0
+    ) -> Tensor:
+        """[total, hidden_size]. Raises IndexError for an id outside its table (on CPU, and elsewhere under debug())."""
+        if self.token_type is None and token_type_ids is not None:
+            raise ValueError(
+                "token_type_ids are given, but these embeddings have no token types (type_vocab_size is 0)"
+            )
+        if self.position is not None and position_ids is None:
+            raise ValueError("position_ids are needed: packed tokens do not know their column")
+        return F.embedding_layer_norm(
+            input_ids,
+            self.word.weight,
+            None if self.position is None else self.position.weight,
+            None if self.token_type is None else self.token_type.weight,
+            self.norm.weight,
+            self.norm.bias,
+            self.norm.eps,
+            position_ids=None if self.position is None else position_ids,
+            token_type_ids=token_type_ids,
+            dropout_p=self.dropout_p if self.training else 0.0,
+            padding_idx=self.word.padding_idx,
+        )
+
+    def extra_repr(self) -> str:
+        return f"dropout_p={self.dropout_p}"

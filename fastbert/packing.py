@@ -1,0 +1,355 @@
+"""Real tokens only: between a padded batch ``[batch, seq, ...]`` and a packed one ``[total, ...]`` with ``cu_seqlens``.
+
+Padding exists at the outer boundary of a model and nowhere else: ``pack`` once before the first layer, ``unpack`` once
+after the last.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+__all__ = ["PackedBatch", "pack", "unpack"]
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PackedBatch:
+    """Sequences end to end, without padding.
+
+    ``values[cu_seqlens[i]:cu_seqlens[i + 1]]`` is sequence ``i``. ``values`` is whatever stands at a token: ids
+    ``[total]``, embeddings ``[total, hidden]``. The last three fields are what the host knows about the batch; they
+    save synchronisations, and ``unpack`` needs them to put the tokens back.
+
+    Make one with :func:`pack` from a padded batch, or with :meth:`from_lengths` from tokens that never were padded.
+    """
+
+    values: Tensor  # [total, ...]
+    cu_seqlens: Tensor  # int32 [batch + 1], from 0 to total
+    max_seqlen: int  # at least the longest sequence
+    position_ids: Tensor  # int64 [total]
+    token_type_ids: Tensor | None = None  # int64 [total]
+    lengths: list[int] | None = None  # tokens of each sequence, where the host knows them
+    indices: Tensor | None = None  # int64 [total] into the flat padded batch; None: all of it, or never padded
+    padded_shape: tuple[int, int] | None = None  # (batch, seq); None: never padded
+
+    def __post_init__(self) -> None:
+        total = self.values.shape[0] if self.values.dim() else -1
+        if total < 0:
+            raise ValueError("PackedBatch.values is a scalar; expected [total, ...]")
+        if self.cu_seqlens.dim() != 1 or self.cu_seqlens.shape[0] < 1 or self.cu_seqlens.dtype != torch.int32:
+            raise ValueError(
+                f"PackedBatch.cu_seqlens is {self.cu_seqlens.dtype} {list(self.cu_seqlens.shape)}; "
+                "expected int32 [batch + 1]"
+            )
+        if self.max_seqlen < 0:
+            raise ValueError(f"PackedBatch.max_seqlen is {self.max_seqlen}; expected 0 or more")
+        for name, tensor in (("position_ids", self.position_ids), ("token_type_ids", self.token_type_ids)):
+            if tensor is not None and (tensor.dim() != 1 or tensor.shape[0] != total or tensor.dtype != torch.int64):
+                raise ValueError(
+                    f"PackedBatch.{name} is {tensor.dtype} {list(tensor.shape)}; expected int64 [{total}], one a token"
+                )
+        for name, tensor in (
+            ("cu_seqlens", self.cu_seqlens),
+            ("position_ids", self.position_ids),
+            ("token_type_ids", self.token_type_ids),
+            ("indices", self.indices),
+        ):
+            if tensor is not None and tensor.device != self.values.device:
+                raise ValueError(
+                    f"PackedBatch.{name} is on {tensor.device}, values on {self.values.device}; use .to(device)"
+                )
+
+    @classmethod
+    def from_lengths(
+        cls,
+        values: Tensor,  # [total, ...]
+        lengths: Sequence[int] | Tensor,  # [batch]
+        *,
+        position_ids: Tensor | None = None,  # int [total]
+        token_type_ids: Tensor | None = None,  # int [total]
+    ) -> "PackedBatch":
+        """A batch that never was padded. Positions count from 0 in each sequence unless given. No synchronisation."""
+        host_lengths = _host_lengths(lengths)
+        total = sum(host_lengths)
+        if values.dim() == 0 or values.shape[0] != total:
+            raise ValueError(f"values has shape {list(values.shape)}, but lengths add up to {total} tokens")
+        cu_seqlens = _cu_seqlens(host_lengths, values.device)
+        max_seqlen = max(host_lengths, default=0)
+        if position_ids is None:
+            position_ids = _flat_indices(cu_seqlens, total, stride=0)
+        return cls(
+            values,
+            cu_seqlens,
+            max_seqlen,
+            _per_token(position_ids, total, "position_ids"),
+            None if token_type_ids is None else _per_token(token_type_ids, total, "token_type_ids"),
+            host_lengths,
+        )
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+        return self.cu_seqlens.shape[0] - 1
+
+    @property
+    def total(self) -> int:
+        """Number of tokens."""
+        return self.values.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    def __repr__(self) -> str:
+        batch = len(self)
+        text = f"PackedBatch({batch} sequences, {self.total} tokens, longest {self.max_seqlen}"
+        if self.padded_shape is not None:
+            seq = self.padded_shape[1]
+            padded = batch * seq
+            share = 100.0 * (padded - self.total) / padded if padded else 0.0
+            text += f", from [{batch}, {seq}]: {share:.0f} % was padding"
+        dtype = str(self.values.dtype).removeprefix("torch.")
+        return f"{text}; values {dtype} {list(self.values.shape)} on {self.values.device})"
+
+    def with_values(self, values: Tensor) -> "PackedBatch":
+        """The same batch with other values at its tokens, ``[total, ...]``."""
+        return replace(self, values=values)
+
+    def to(
+        self,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        non_blocking: bool = False,
+    ) -> "PackedBatch":
+        """The batch on ``device``; ``dtype`` changes the values, where they are floating point, and nothing else."""
+
+        def move(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+            return tensor.to(device=device or tensor.device, dtype=dtype or tensor.dtype, non_blocking=non_blocking)
+
+        return replace(
+            self,
+            values=move(self.values, dtype if self.values.is_floating_point() else None),
+            cu_seqlens=move(self.cu_seqlens),
+            position_ids=move(self.position_ids),
+            token_type_ids=None if self.token_type_ids is None else move(self.token_type_ids),
+            indices=None if self.indices is None else move(self.indices),
+        )
+
+    def host_lengths(self) -> list[int]:
+        """Tokens of each sequence; one synchronisation where only an accelerator knows them."""
+        return self.lengths if self.lengths is not None else self.cu_seqlens.diff().tolist()
+
+    def split(self) -> list[Tensor]:
+        """Each sequence's values, ``[length, ...]``, as views."""
+        return list(self.values.split(self.host_lengths()))
+
+    def check(self) -> None:
+        """Raises ValueError unless cu_seqlens, max_seqlen and lengths describe the values. Synchronises."""
+        ends = self.cu_seqlens.tolist()
+        if ends[0] != 0 or ends[-1] != self.total:
+            raise ValueError(
+                f"cu_seqlens runs from {ends[0]} to {ends[-1]}; expected 0 to {self.total}, the number of tokens"
+            )
+        lengths = [end - start for start, end in pairwise(ends)]
+        if min(lengths, default=0) < 0:
+            raise ValueError(
+                f"cu_seqlens falls after sequence {lengths.index(min(lengths))}; expected it never to: {ends}"
+            )
+        if max(lengths, default=0) > self.max_seqlen:
+            raise ValueError(f"max_seqlen is {self.max_seqlen}, but a sequence has {max(lengths)} tokens")
+        if self.lengths is not None and self.lengths != lengths:
+            raise ValueError(f"lengths {self.lengths} are not those of cu_seqlens, {lengths}")
+
+
+def pack(
+    padded: Tensor,  # [batch, seq, ...]
+    key_padding_mask: Tensor | None = None,  # bool or 0/1 integers [batch, seq]
+    *,
+    lengths: Sequence[int] | Tensor | None = None,  # [batch]
+    padding_side: str = "right",
+    position_ids: Tensor | None = None,  # int [batch, seq], [1, seq] or [seq]
+    token_type_ids: Tensor | None = None,  # int [batch, seq], [1, seq] or [seq]
+) -> PackedBatch:
+    """The real tokens of a padded batch, end to end.
+
+    Gradients flow through the values. Where nothing is padding, the values are a view of ``padded``.
+
+    Args:
+        padded: [batch, seq, ...], anything that stands at tokens.
+        key_padding_mask: [batch, seq], True (or 1) for real tokens, as in transformers and flash_attn. Any pattern:
+            padding on either side, holes, rows without a real token. On an accelerator the lengths come to the host in
+            one transfer, the only synchronisation.
+        lengths: [batch], instead of a mask: the real tokens of each row, at its left end, or at its right with
+            ``padding_side="left"``. From the host (a list, or a CPU tensor) nothing synchronises. With neither mask nor
+            lengths every token is real.
+        padding_side: "right" or "left", for lengths.
+        position_ids: integers [batch, seq], [1, seq] or [seq], packed along. A token's position is its column unless
+            given, as in transformers: tokens behind left padding do not start at 0.
+        token_type_ids: as position_ids.
+
+    Raises:
+        ValueError: shapes or devices that do not fit, a length outside 0..seq, mask values other than 0 and 1.
+        TypeError: a mask, lengths or ids of a dtype that is not taken.
+    """
+    if padded.dim() < 2:
+        raise ValueError(f"padded has shape {list(padded.shape)}; expected [batch, seq, ...]")
+    if padding_side not in ("right", "left"):
+        raise ValueError(f'padding_side is {padding_side!r}; expected "right" or "left"')
+    if key_padding_mask is not None and lengths is not None:
+        raise ValueError("both key_padding_mask and lengths are given; give one of them")
+    batch, seq = padded.shape[:2]
+    device = padded.device
+
+    real: Tensor | None = None
+    if key_padding_mask is not None:
+        real, host_lengths = _read_mask(key_padding_mask, batch, seq, device)
+    elif lengths is not None:
+        host_lengths = _host_lengths(lengths)
+        if len(host_lengths) != batch:
+            raise ValueError(f"lengths has {len(host_lengths)} entries for a batch of {batch}")
+        if max(host_lengths, default=0) > seq:
+            raise ValueError(f"lengths has a {max(host_lengths)}, but the padded batch has {seq} columns")
+    else:
+        host_lengths = [seq] * batch
+
+    total = sum(host_lengths)
+    cu_seqlens = _cu_seqlens(host_lengths, device)
+    indices: Tensor | None = None
+    if total != batch * seq:
+        if real is not None:
+            indices = torch.nonzero_static(real.reshape(-1), size=total).squeeze(1)
+        else:
+            indices = _flat_indices(cu_seqlens, total, seq, at_right=padding_side == "left")
+
+    def gather(name: str, ids: Tensor) -> Tensor:
+        if ids.dtype not in _INTEGERS:
+            raise TypeError(f"{name} is {ids.dtype}; expected integers")
+        if ids.device != device:
+            raise ValueError(f"{name} is on {ids.device}, the batch on {device}")
+        if list(ids.shape) not in ([batch, seq], [1, seq], [seq]):
+            raise ValueError(f"{name} has shape {list(ids.shape)}; expected [{batch}, {seq}]")
+        return _gather(ids.to(torch.int64).expand(batch, seq), indices)
+
+    if position_ids is not None:
+        positions = gather("position_ids", position_ids)
+    elif indices is not None:
+        positions = indices.remainder(max(seq, 1))
+    else:
+        positions = torch.arange(seq, device=device).repeat(batch)
+    return PackedBatch(
+        _gather(padded, indices),
+        cu_seqlens,
+        max(host_lengths, default=0),
+        positions,
+        None if token_type_ids is None else gather("token_type_ids", token_type_ids),
+        host_lengths,
+        indices,
+        (batch, seq),
+    )
+
+
+def unpack(packed: PackedBatch, values: Tensor | None = None, *, padding_value: float = 0) -> Tensor:
+    """The padded batch ``[batch, seq, ...]``, ``padding_value`` where padding was; never synchronises.
+
+    ``values`` ``[total, ...]`` replaces the batch's own, such as a model's output for its ids. A batch that never was
+    padded comes out padded on the right to ``max_seqlen``. Gradients flow through.
+    """
+    if values is None:
+        values = packed.values
+    if values.dim() == 0 or values.shape[0] != packed.total:
+        raise ValueError(f"values has shape {list(values.shape)}; the batch has {packed.total} tokens")
+    if values.device != packed.device:
+        raise ValueError(f"values is on {values.device}, the batch on {packed.device}")
+    batch, seq = packed.padded_shape or (len(packed), packed.max_seqlen)
+    rest = values.shape[1:]
+    if packed.total == batch * seq:
+        return values.reshape(batch, seq, *rest)
+    indices = packed.indices
+    if indices is None:
+        indices = _flat_indices(packed.cu_seqlens, packed.total, seq)
+    flat = values.new_full((batch * seq, *rest), padding_value)
+    return flat.index_copy(0, indices, values).reshape(batch, seq, *rest)
+
+
+def _gather(padded: Tensor, indices: Tensor | None) -> Tensor:
+    """[batch, seq, ...] → [total, ...]."""
+    rows = padded.reshape(padded.shape[0] * padded.shape[1], *padded.shape[2:])
+    return rows if indices is None else rows.index_select(0, indices)
+
+
+def _flat_indices(
+    cu_seqlens: Tensor,  # int32 [batch + 1]
+    total: int,
+    stride: int,
+    at_right: bool = False,
+) -> Tensor:
+    """Token t of row i → i · stride + its column, int64 [total]. As ``total`` is known, nothing synchronises."""
+    starts, ends = cu_seqlens[:-1].to(torch.int64), cu_seqlens[1:].to(torch.int64)
+    rows = torch.arange(starts.shape[0], device=cu_seqlens.device)
+    first_column = stride - (ends - starts) if at_right else 0
+    shift = rows * stride + first_column - starts  # [batch]: from an index into the packed to one into the padded batch
+    return torch.arange(total, device=cu_seqlens.device) + shift.repeat_interleave(ends - starts, output_size=total)
+
+
+def _cu_seqlens(lengths: list[int], device: torch.device) -> Tensor:
+    total = sum(lengths)
+    if total > _INT32_MAX:
+        raise ValueError(
+            f"the batch has {total} tokens; cu_seqlens is int32 and holds at most {_INT32_MAX}. Split the batch."
+        )
+    # non_blocking: a copy from pageable memory is staged before the call returns, and waits for nothing on the device.
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
+
+
+def _host_lengths(lengths: Sequence[int] | Tensor) -> list[int]:
+    if isinstance(lengths, Tensor):
+        if lengths.dtype not in _INTEGERS:
+            raise TypeError(f"lengths is {lengths.dtype}; expected integers")
+        if lengths.dim() != 1:
+            raise ValueError(f"lengths has shape {list(lengths.shape)}; expected [batch]")
+        host: list[int] = lengths.tolist()
+    else:
+        host = list(lengths)
+        for length in host:
+            if not isinstance(length, int) or isinstance(length, bool):
+                raise TypeError(f"lengths has {length!r} of type {type(length).__name__}; expected integers")
+    if min(host, default=0) < 0:
+        raise ValueError(f"lengths has a {min(host)}; expected 0 or more")
+    return host
+
+
+def _read_mask(mask: Tensor, batch: int, seq: int, device: torch.device) -> tuple[Tensor, list[int]]:
+    """The mask as bool [batch, seq], and the number of real tokens of each row on the host, in one transfer."""
+    if list(mask.shape) != [batch, seq]:
+        raise ValueError(
+            f"key_padding_mask has shape {list(mask.shape)}; expected [{batch}, {seq}], True for real tokens"
+        )
+    if mask.device != device:
+        raise ValueError(f"key_padding_mask is on {mask.device}, the batch on {device}")
+    if mask.dtype == torch.bool:
+        return mask, mask.sum(1).tolist()
+    if mask.dtype not in _INTEGERS:
+        raise TypeError(f"key_padding_mask is {mask.dtype}; expected bool or 0/1 integers, True (1) for real tokens")
+    real = mask != 0
+    if mask.numel() == 0:
+        return real, [0] * batch
+    smallest, largest = mask.to(torch.int64).aminmax()
+    *lengths, low, high = torch.cat((real.sum(1), smallest.view(1), largest.view(1))).tolist()
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"key_padding_mask has values from {low} to {high}; expected 1 for real tokens and 0 for padding"
+        )
+    return real, lengths
+
+
+def _per_token(ids: Tensor, total: int, name: str) -> Tensor:
+    if ids.dtype not in _INTEGERS:
+        raise TypeError(f"{name} is {ids.dtype}; expected integers")
+    if list(ids.shape) != [total]:
+        raise ValueError(f"{name} has shape {list(ids.shape)}; expected [{total}], one a token")
+    return ids.to(torch.int64)
