@@ -1,0 +1,90 @@
+"""Ahead-of-time compilation of a sample of the Triton kernels, for every target, without a GPU. `make aot` compiles them all."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGETS = {"sm_80", "sm_90", "sm_100", "gfx942"}
+#: Bytes of shared memory that one program may have (CUDA C++ Programming Guide; CDNA 3 ISA guide).
+SHARED_LIMITS = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+
+
+def _aot(*arguments, **variables):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-m", "fastbert.kernels._aot", *arguments],
+        cwd=ROOT,
+        env={**environment, **variables},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    pytest.importorskip("triton", reason="triton is not installed")
+    file = tmp_path_factory.mktemp("aot") / "sample.json"
+    done = _aot("--sample", "--json", str(file))
+    assert file.exists(), done.stdout[-3000:] + done.stderr[-3000:]
+    return done, json.loads(file.read_text())["reports"]
+
+
+def test_every_target_compiles(sample):
+    done, reports = sample
+    assert not [(r["case"], r["target"], r["error"]) for r in reports if r["error"]]
+    assert {r["target"] for r in reports} == TARGETS
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_every_kind_of_kernel_is_in_the_sample(sample):
+    _, reports = sample
+    for target in TARGETS:
+        kernels = {(r["case"].partition("-")[0], r["kernel"]) for r in reports if r["target"] == target}
+        assert kernels >= {
+            ("layer_norm", "forward_kernel"),
+            ("layer_norm_backward", "backward_kernel"),
+            ("add_layer_norm", "forward_kernel"),
+            ("add_layer_norm_backward", "backward_kernel"),
+            ("add_layer_norm_backward", "reduce_kernel"),
+        }
+
+
+def test_no_spills_on_sm_90(sample):
+    _, reports = sample
+    on_sm_90 = [r for r in reports if r["target"] == "sm_90"]
+    assert on_sm_90 and not [(r["case"], r["spills"]) for r in on_sm_90 if r["spills"]]
+    assert all(0 < r["registers"] <= 255 for r in on_sm_90)
+
+
+def test_shared_memory_fits(sample):
+    _, reports = sample
+    for r in reports:
+        assert r["shared_bytes"] <= SHARED_LIMITS[r["target"]], r
+
+
+def test_aligned_rows_move_16_bytes_an_access(sample):
+    """The loads and stores of whole rows; an unaligned row cannot."""
+    _, reports = sample
+    rows = [r for r in reports if r["kernel"] in ("forward_kernel", "backward_kernel")]
+    aligned = [r for r in rows if not r["case"].endswith("unaligned")]
+    assert {r["target"] for r in aligned} == TARGETS
+    assert not [(r["case"], r["target"]) for r in aligned if (r["widest_load"], r["widest_store"]) != (16, 16)]
+    assert any(r["widest_load"] < 16 for r in rows if r["case"].endswith("unaligned"))
+
+
+def test_unknown_target():
+    pytest.importorskip("triton", reason="triton is not installed")
+    done = _aot("--sample", "--target", "sm_70")
+    assert done.returncode == 2 and "sm_70" in done.stderr and "gfx942" in done.stderr
+
+
+def test_interpreted_kernels_are_refused():
+    pytest.importorskip("triton", reason="triton is not installed")
+    done = _aot("--sample", TRITON_INTERPRET="1")
+    assert done.returncode != 0
+    assert "TRITON_INTERPRET is set" in done.stderr and "Traceback" not in done.stderr
