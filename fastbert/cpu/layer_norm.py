@@ -8,6 +8,8 @@ from fastbert.cpu._launch import (
     address,
     check_output,
     dtype_number,
+    empty_result,
+    empty_statistics,
     matrix,
     nothing,
     parameters_dtype,
@@ -42,12 +44,13 @@ def layer_norm(
     parameter_dtype = parameters_dtype("layer_norm", x, weight, bias)
     weight, bias = vector(weight), vector(bias)
     if out is None:
-        y = torch.empty(x.shape, dtype=x.dtype)
+        y = empty_result(x)
     else:
         check_output("layer_norm", "out", out, x)
         y = out
     if save_stats:
-        mean, rstd = torch.empty(x.shape[:-1], dtype=torch.float32), torch.empty(x.shape[:-1], dtype=torch.float32)
+        mean = empty_statistics(x)
+        rstd = torch.empty_like(mean)
     else:
         mean, rstd = nothing(), nothing()
     rows, (source, stride) = row_count(x), matrix(x)
@@ -137,7 +140,7 @@ def add_layer_norm(
     key = seed_number("add_layer_norm", dropout_p, seed, offset)
     x_bias, weight, bias = vector(x_bias), vector(weight), vector(bias)
     if out is None:
-        y = torch.empty(x.shape, dtype=x.dtype)
+        y = empty_result(x)
     else:
         check_output("add_layer_norm", "out", out, x)
         y = out
@@ -145,11 +148,12 @@ def add_layer_norm(
         check_output("add_layer_norm", "sum_out", sum_out, x)
         total = sum_out
     elif save_sum:
-        total = torch.empty(x.shape, dtype=x.dtype)
+        total = empty_result(x)
     else:
         total = nothing(x.dtype)
     if save_stats:
-        mean, rstd = torch.empty(x.shape[:-1], dtype=torch.float32), torch.empty(x.shape[:-1], dtype=torch.float32)
+        mean = empty_statistics(x)
+        rstd = torch.empty_like(mean)
     else:
         mean, rstd = nothing(), nothing()
     rows, (source, stride), (residual, residual_stride) = row_count(x), matrix(x), matrix(residual)
@@ -232,7 +236,7 @@ def _backward(
     needs_dresidual = needs[1] or (needs[0] and dropout_p == 0.0)
 
     def matrix_result(needed: bool) -> Tensor:
-        return torch.empty(sum.shape, dtype=sum.dtype) if needed else nothing(sum.dtype)
+        return empty_result(sum) if needed else nothing(sum.dtype)
 
     def vector_result(needed: bool) -> Tensor:
         return torch.empty(width, dtype=torch.float32) if needed else nothing()

@@ -1,0 +1,71 @@
+# make bench and make test work from a bare clone: they make .venv, install what constraints.txt pins, and run.
+# PYTHON=python3.12 picks the interpreter, CXX=clang++ the compiler.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
+RESULT ?= build/bench.json
+
+.PHONY: bench test lint types unit format install extension wheel sdist aot gpu clean
+
+bench: install
+	@mkdir -p $(dir $(RESULT))
+	$(BIN)/fastbert bench --json $(RESULT) $(BENCH_ARGS)
+
+test: lint types unit
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CSRC)
+
+types: install
+	$(BIN)/mypy
+
+unit: install
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CSRC)
+
+# Every kernel in every shipped configuration, ahead of time, for every architecture: no GPU needed.
+aot: install
+	$(BIN)/python -m fastbert.kernels._aot --all
+
+# On a machine with a GPU.
+gpu: install
+	$(BIN)/pytest -m gpu $(PYTEST_ARGS)
+	@mkdir -p build
+	$(BIN)/fastbert bench --json build/bench-gpu.json $(BENCH_ARGS)
+
+wheel: $(VENV)/.installed
+	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+sdist: $(VENV)/.installed
+	$(BIN)/python -m build --sdist --no-isolation --outdir dist
+
+install: extension
+
+# A change in C++ compiles what it touches and nothing else.
+extension: build/.extension
+
+build/.extension: $(VENV)/.installed setup.py $(CSRC)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt | $(VENV)/.created
+	$(PIP) install --constraint constraints.txt setuptools wheel ninja pybind11
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[bench,dev]'
+	@touch $@
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache fastbert/_C.*.so
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,27 @@
+// Rows shared out among threads.
+#pragma once
+
+#include <stdint.h>
+
+namespace fastbert {
+
+// How many ranges parallel_for will make of `total` items when none may be smaller than `grain` and no more than
+// `threads` may run. One in a forked child and inside a parallel region.
+int range_count(int64_t total, int64_t grain, int threads);
+
+// Calls body(context, begin, end, range) for `ranges` contiguous ranges that cover [0, total) in order, range 0 on the
+// calling thread. `body` must not throw.
+using RangeBody = void (*)(void* context, int64_t begin, int64_t end, int range);
+void run_ranges(int64_t total, int ranges, RangeBody body, void* context);
+
+template <class Body>
+void parallel_for(int64_t total, int ranges, const Body& body) {
+    run_ranges(
+        total, ranges,
+        [](void* context, int64_t begin, int64_t end, int range) {
+            (*static_cast<const Body*>(context))(begin, end, range);
+        },
+        const_cast<Body*>(&body));
+}
+
+}  // namespace fastbert
