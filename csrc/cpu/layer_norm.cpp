@@ -52,11 +52,12 @@ bool is_ready(const Parameter& parameter, Dtype rows) {
 
 // Kernels read parameters as float32 in block order: converted here where they are not, filled in where they are
 // absent.
-const float* prepare(const Parameter& parameter, float absent, Dtype rows, int64_t width, Workspace& workspace) {
+const float* prepare(const LayerNormKernels& kernels, const Parameter& parameter, float absent, Dtype rows,
+                     int64_t width, Workspace& workspace) {
     if (is_ready(parameter, rows)) return static_cast<const float*>(parameter.data);
     float* floats = workspace.take(padded_width(width));
     if (parameter.data) {
-        current_layer_norm_kernels().to_block_order[rows](parameter.data, parameter.dtype, floats, width);
+        kernels.to_block_order[rows](parameter.data, parameter.dtype, floats, width);
     } else {
         std::fill_n(floats, width, absent);
     }
@@ -72,8 +73,8 @@ int64_t room_for(const Parameter& parameter, Dtype rows, int64_t width) {
 void layer_norm(Dtype dtype, LayerNormForward a, Parameter weight, Parameter bias, int threads) {
     const LayerNormKernels& kernels = current_layer_norm_kernels();
     Workspace workspace(room_for(weight, dtype, a.width) + room_for(bias, dtype, a.width));
-    a.weight = prepare(weight, 1.0f, dtype, a.width, workspace);
-    a.bias = prepare(bias, 0.0f, dtype, a.width, workspace);
+    a.weight = prepare(kernels, weight, 1.0f, dtype, a.width, workspace);
+    a.bias = prepare(kernels, bias, 0.0f, dtype, a.width, workspace);
     const auto forward = kernels.forward[dtype];
     parallel_for(a.rows, range_count(a.rows, grain_rows(a.width), threads),
                  [&](int64_t begin, int64_t end, int) { forward(a, begin, end); });
@@ -86,9 +87,9 @@ void add_layer_norm(Dtype dtype, AddLayerNormForward a, Parameter x_bias, Parame
     const int64_t scratch_floats = 3 * padded_width(a.width);
     Workspace workspace(room_for(x_bias, dtype, a.width) + room_for(weight, dtype, a.width) +
                         room_for(bias, dtype, a.width) + ranges * scratch_floats);
-    a.x_bias = x_bias.data ? prepare(x_bias, 0.0f, dtype, a.width, workspace) : nullptr;
-    a.weight = prepare(weight, 1.0f, dtype, a.width, workspace);
-    a.bias = prepare(bias, 0.0f, dtype, a.width, workspace);
+    a.x_bias = x_bias.data ? prepare(kernels, x_bias, 0.0f, dtype, a.width, workspace) : nullptr;
+    a.weight = prepare(kernels, weight, 1.0f, dtype, a.width, workspace);
+    a.bias = prepare(kernels, bias, 0.0f, dtype, a.width, workspace);
     float* const scratch = workspace.take(ranges * scratch_floats);
     const auto forward = kernels.add_forward[dtype];
     parallel_for(a.rows, ranges, [&](int64_t begin, int64_t end, int range) {
@@ -108,7 +109,7 @@ void add_layer_norm_backward(Dtype dtype, AddLayerNormBackward a, Parameter weig
     const int sums = wanted[0] + wanted[1] + wanted[2];
     const int64_t scratch_floats = a.dropout.on ? kMostRows * stride : 0;
     Workspace workspace(room_for(weight, dtype, width) + ranges * scratch_floats + blocks * sums * stride);
-    a.weight = prepare(weight, 1.0f, dtype, width, workspace);
+    a.weight = prepare(kernels, weight, 1.0f, dtype, width, workspace);
     float* const scratch = workspace.take(ranges * scratch_floats);
     float* const partials = workspace.take(blocks * sums * stride);  // [blocks, sums, stride]
 
