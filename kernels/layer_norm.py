@@ -161,7 +161,7 @@ def layer_norm(
 
     Raises ValueError for a width above 65536 or a tensor that is not on the kernels' device, TypeError for a dtype.
     """
-    y, _, mean, rstd = _forward("layer_norm", x, None, None, weight, bias, eps, 0.0, None, 0, save_stats)
+    y, _, mean, rstd = _forward("layer_norm", x, None, None, weight, bias, eps, 0.0, None, 0, save_stats, False)
     return y, mean, rstd
 
 
@@ -176,19 +176,22 @@ def add_layer_norm(
     seed: Tensor | None,  # int64 [1]; not read when dropout_p == 0
     offset: int,  # the stream index of the first element, a multiple of 4
     save_stats: bool,
+    save_sum: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y = layer_norm(sum), sum = residual + dropout(x + x_bias), both like x, contiguous; mean, rstd as `layer_norm`'s.
 
-    y comes from the unrounded float32 sum. Raises as `layer_norm` does, and ValueError for a bad dropout_p, seed or
-    offset.
+    Without `save_sum` the sum is [0]. y comes from the unrounded float32 sum. Raises as `layer_norm` does, and ValueError
+    for a bad dropout_p, seed or offset.
     """
-    return _forward("add_layer_norm", x, residual, x_bias, weight, bias, eps, dropout_p, seed, offset, save_stats)
+    return _forward(
+        "add_layer_norm", x, residual, x_bias, weight, bias, eps, dropout_p, seed, offset, save_stats, save_sum
+    )
 
 
 def _forward(
     operation: str, x: Tensor, residual: Tensor | None, x_bias: Tensor | None,
     weight: Tensor | None, bias: Tensor | None, eps: float,
-    dropout_p: float, seed: Tensor | None, offset: int, save_stats: bool,
+    dropout_p: float, seed: Tensor | None, offset: int, save_stats: bool, save_sum: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     check_tensors(operation, x=x, residual=residual, x_bias=x_bias, weight=weight, bias=bias)
     width = _checked_width(operation, x)
@@ -196,7 +199,7 @@ def _forward(
     seed = check_seed(operation, seed) if dropout else None
 
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    sum_out = None if residual is None else torch.empty_like(y)
+    sum_out = torch.empty_like(y) if save_sum else None
     empty = x.new_empty(0, dtype=torch.float32)
     rows = x.numel() // width
     device = device_of(x)
@@ -227,7 +230,7 @@ def _forward(
         )  # fmt: skip
     if not save_stats or mean is None or rstd is None:
         mean, rstd = empty, torch.empty_like(empty)
-    return y, y if sum_out is None else sum_out, mean, rstd
+    return y, x.new_empty(0) if sum_out is None else sum_out, mean, rstd
 
 
 # ------------------------------------------------------------------------------------------------------------- backward
@@ -553,6 +556,9 @@ def _aot_cases(width: int, dtype: torch.dtype, aligned: bool) -> Iterator[AotCas
         calls |= {
             "layer_norm-no_stats": lambda: layer_norm(x, parameter, parameter, 1e-5, False),
             "layer_norm-no_affine": lambda: layer_norm(x, None, None, 1e-5, True),
+            "add_layer_norm-no_sum": lambda: add_layer_norm(
+                x, x, parameter, parameter, parameter, 1e-5, 0.0, None, 0, False, False
+            ),
             "add_layer_norm-no_dropout": lambda: add_layer_norm(
                 x, x, None, parameter, parameter, 1e-5, 0.0, None, 0, False
             ),

@@ -137,6 +137,8 @@ def check_add_layer_norm(operations: Any, i: Inputs, dropout_p: float, seed: Ten
     assert_close_to_exact(total, exact[1], own_sum, "sum")
     _check_mean(mean, exact[2], own_mean, own_sum)
     assert_close_to_exact(rstd, exact[3], own_rstd.reshape(rstd.shape), "rstd")
+    alone, *nothing = operations.add_layer_norm(*forward, EPS, dropout_p, seed, offset, False, False)
+    assert torch.equal(alone, y) and [each.numel() for each in nothing] == [0, 0, 0]
 
     for grad_sum in (i.grad_sum, None):
         backward = (i.grad_y, grad_sum, total, mean, rstd, i.weight)

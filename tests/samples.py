@@ -44,6 +44,7 @@ def _add_layer_norm(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
     w, b, x_bias = (torch.randn(18, dtype=dtype) for _ in range(3))
     yield "dropout", (x, r, x_bias, w, b, 1e-5, 0.3, seed(), 8, True)
     yield "no-dropout", (x, r, None, w, b, 1e-5, 0.0, None, 0, False)
+    yield "no-sum", (x, r, None, w, b, 1e-5, 0.0, None, 0, False, False)
     yield "no-rows", (x[:0], r[:0], x_bias, w, b, 1e-5, 0.3, seed(), 0, True)
 
 

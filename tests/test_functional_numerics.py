@@ -132,6 +132,12 @@ CASES = [
         lambda x, r, xb, w, b: torch.cat(F.add_layer_norm(x, r, w, b, x_bias=xb), -1),
         _torch_add_layer_norm,
     ),
+    Case(
+        "add_layer_norm-no-sum",
+        _normal((3, 5, 17), (3, 5, 17), (17,)),
+        lambda x, r, w: F.add_layer_norm(x, r, w, return_sum=False),
+        lambda x, r, w: TF.layer_norm(x + r, (17,), w),
+    ),
     *(
         Case(
             f"linear_act-{name}",

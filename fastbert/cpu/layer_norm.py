@@ -108,10 +108,10 @@ def add_layer_norm(
     seed: Tensor | None,  # int64 [1]
     offset: int,
     save_stats: bool,
+    save_sum: bool = True,
     *,
     out: Tensor | None = None,  # [..., width]
     sum_out: Tensor | None = None,  # [..., width]
-    save_sum: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y and sum = residual + dropout(x + x_bias), both [..., width]; mean [...], rstd [...] as in layer_norm.
 
@@ -122,8 +122,8 @@ def add_layer_norm(
         x_bias: x's dtype or float32.
         weight, bias: x's dtype or float32, both the same.
         seed, offset: of the dropout stream (fastbert/reference/dropout.py); not read when dropout_p is 0.
-        out, sum_out: take y and sum where given: contiguous, x's shape and dtype. Each may be x or residual.
         save_sum: False spares the writing of sum, which is then [0].
+        out, sum_out: take y and sum where given: contiguous, x's shape and dtype. Each may be x or residual.
 
     Raises:
         NotImplementedError: x has another dtype.

@@ -128,7 +128,7 @@ def transformer_block(
         _, x = F.add_layer_norm(F.linear_act(up, w.down_weight), x, x_bias=w.down_bias, dropout_p=dropout_p)
         return x
 
-    x, _ = F.add_layer_norm(
+    x = F.add_layer_norm(
         projected,
         x,
         w.attention_norm_weight,
@@ -136,9 +136,10 @@ def transformer_block(
         options.eps,
         x_bias=w.out_bias,
         dropout_p=dropout_p,
+        return_sum=False,
     )
     up = F.linear_act(x, w.up_weight, w.up_bias, options.activation)
-    x, _ = F.add_layer_norm(
+    return F.add_layer_norm(
         F.linear_act(up, w.down_weight),
         x,
         w.feed_forward_norm_weight,
@@ -146,8 +147,8 @@ def transformer_block(
         options.eps,
         x_bias=w.down_bias,
         dropout_p=dropout_p,
+        return_sum=False,
     )
-    return x
 
 
 class SelfAttention(nn.Module):

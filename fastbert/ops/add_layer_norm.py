@@ -1,6 +1,6 @@
 """Bias, dropout, residual and layer norm in one pass: what stands between two products of a transformer block."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -24,10 +24,12 @@ def _fake(
     seed: Tensor | None,
     offset: int,
     save_stats: bool,
+    save_sum: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     stats = x.shape[:-1] if save_stats else (0,)
     wide = wide_dtype(x)
-    return x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty(stats, dtype=wide), x.new_empty(stats, dtype=wide)
+    sum = x.new_empty(x.shape if save_sum else (0,))
+    return x.new_empty(x.shape), sum, x.new_empty(stats, dtype=wide), x.new_empty(stats, dtype=wide)
 
 
 def _fake_backward(
@@ -58,7 +60,7 @@ _forward = register(
     Operation(
         "add_layer_norm",
         "(Tensor x, Tensor residual, Tensor? x_bias, Tensor? weight, Tensor? bias, float eps, float dropout_p, Tensor? seed,"
-        " int offset, bool save_stats) -> (Tensor y, Tensor sum, Tensor mean, Tensor rstd)",
+        " int offset, bool save_stats, bool save_sum=True) -> (Tensor y, Tensor sum, Tensor mean, Tensor rstd)",
         reference.add_layer_norm,
         _fake,
         cpu=Implementation("C++", "fastbert.cpu.layer_norm:add_layer_norm", CPU_DTYPES),
@@ -122,6 +124,7 @@ class _AddLayerNorm(torch.autograd.Function):
         )
 
 
+@overload
 def add_layer_norm(
     x: Tensor,
     residual: Tensor,
@@ -133,10 +136,43 @@ def add_layer_norm(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     offset: int = 0,
-) -> tuple[Tensor, Tensor]:
+    return_sum: Literal[True] = True,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    x_bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    offset: int = 0,
+    return_sum: Literal[False],
+) -> Tensor: ...
+
+
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    x_bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    offset: int = 0,
+    return_sum: bool = True,
+) -> Tensor | tuple[Tensor, Tensor]:
     """``sum = residual + dropout(x + x_bias)`` and ``y = layer_norm(sum)``.
 
-    A post-norm block (BERT) goes on with y; a pre-norm block (GPT) puts y into the next product and sum into the next residual.
+    A post-norm block (BERT) goes on with y alone; a pre-norm block (GPT) puts y into the next product and sum into the
+    next residual.
 
     Args:
         x: [..., width], the branch: the output of a product.
@@ -147,6 +183,7 @@ def add_layer_norm(
         dropout_p: probability that an element of the branch is dropped, in [0, 1].
         seed: int64 [1], the key of the dropout stream; None draws one from torch's generator.
         offset: start in the stream, a multiple of 4; several operations can share a seed.
+        return_sum: False returns y alone, and without gradients the sum is then never written.
 
     Returns:
         y and sum, both [..., width] in x's dtype. Inside, the sum stays in float32 until y is computed.
@@ -162,6 +199,7 @@ def add_layer_norm(
     weight, bias, x_bias = parameter_for(x, weight), parameter_for(x, bias), parameter_for(x, x_bias)
     if wants_grad(x, residual, x_bias, weight, bias):
         x, residual = distinct(x, residual)
-        return _AddLayerNorm.apply(x, residual, x_bias, weight, bias, eps, dropout_p, seed, offset)
-    y, sum, _, _ = _forward(x, residual, x_bias, weight, bias, eps, dropout_p, seed, offset, False)
-    return y, sum
+        y, sum = _AddLayerNorm.apply(x, residual, x_bias, weight, bias, eps, dropout_p, seed, offset)
+    else:
+        y, sum, _, _ = _forward(x, residual, x_bias, weight, bias, eps, dropout_p, seed, offset, False, return_sum)
+    return (y, sum) if return_sum else y

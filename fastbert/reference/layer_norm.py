@@ -82,8 +82,12 @@ def add_layer_norm(
     seed: Tensor | None,  # int64 [1]
     offset: int,
     save_stats: bool,
+    save_sum: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """sum = residual + dropout(x + x_bias) and y = layer_norm(sum), both [..., width]; mean [...], rstd [...]."""
+    """sum = residual + dropout(x + x_bias) and y = layer_norm(sum), both [..., width]; mean [...], rstd [...].
+
+    A post-norm block without gradients has no use for the sum, and not writing it is a quarter of the traffic.
+    """
     branch = widen(x)
     if x_bias is not None:
         branch = branch + x_bias.to(branch.dtype)
@@ -94,7 +98,7 @@ def add_layer_norm(
     y, mean, rstd = _normalize(total, weight, bias, eps)
     if not save_stats:
         mean, rstd = nothing(mean), nothing(mean)
-    return y.to(x.dtype), total.to(x.dtype), mean, rstd
+    return y.to(x.dtype), total.to(x.dtype) if save_sum else nothing(x), mean, rstd
 
 
 def add_layer_norm_backward(
