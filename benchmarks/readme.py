@@ -24,35 +24,33 @@ def load() -> list[RunResult]:
     return [RunResult.from_json(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*/bench.json"))]
 
 
-def _rows(case: CaseResult) -> list[str]:
+def _rows(case: CaseResult, *, peers: bool) -> list[str]:
     rows = []
     for each in case.contenders:
-        if each.name == case.baseline or each.status != OK or each.ratio is None:
+        if each.name == case.baseline or each.status != OK or each.ratio is None or not (peers or each.role == "ours"):
             continue
         tie = "~ " if each.ratio.straddles_one else ""
         ratio = f"{tie}{each.ratio.median:.2f}× ({each.ratio.low:.2f}–{each.ratio.high:.2f})"
-        name = f"**{each.name}**" if each.role == "ours" else each.name
         error = "" if each.error is None else f"{each.error:.0e}"
-        rows.append(f"| {case.group} | {case.title} | {name} | {ratio} | {error} |")
+        rows.append(f"| {case.group}, {case.title} | {each.name} | {case.baseline} | {ratio} | {error} |")
     return rows
 
 
 def table(run: RunResult, suite: str) -> str:
-    """One suite of one device in Markdown."""
+    """One suite of one device in Markdown: of single operations only our own rows, of models the peers' too."""
     environment = run.environment
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
     lines = [
-        f"{environment['device']}, {environment['threads']} threads, {environment['date'][:10]}; {versions}.",
+        f"{environment['device']} ({environment['isa']}), {environment['threads']} threads, {environment['date'][:10]}; "
+        f"{versions}. ~ marks a range that contains 1: no winner.",
         "",
-        "| | case | contender | times as fast as the baseline (range) | error |",
+        "| case | contender | against | times as fast (range) | error |",
         "|---|---|---|---:|---:|",
     ]
-    cases = [case for case in run.cases if case.suite == suite and case.contenders]
-    for case in cases:
-        lines += _rows(case)
-    baselines = sorted({f"{case.group}: {case.baseline}" for case in cases})
-    lines += ["", f"Baselines: {'; '.join(baselines)}. ~ marks a range that contains 1: no winner.", ""]
-    return "\n".join(lines)
+    for case in run.cases:
+        if case.suite == suite:
+            lines += _rows(case, peers=suite != "ops")
+    return "\n".join([*lines, ""])
 
 
 def render(text: str, runs: list[RunResult]) -> str:
