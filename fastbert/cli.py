@@ -174,14 +174,16 @@ def _bench(options: argparse.Namespace, command: list[str]) -> int:
     if options.json is not None:
         _check_output(options.json)
 
+    options.device = _device(options.device)
     try:
-        cases = select(all_cases(), suite=options.suite, case=options.case, quick=options.quick)
+        cases = select(
+            all_cases(), suite=options.suite, case=options.case, quick=options.quick, device=options.device
+        )
     except UnknownSelection as error:
         raise BadInput(str(error)) from None
     if options.list:
         _list(cases)
         return OK
-    options.device = _device(options.device)
     settings = Settings(options.device, options.quick, options.text, options.model)
     _check_inputs(options, cases)
 

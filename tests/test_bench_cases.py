@@ -3,10 +3,12 @@
 import warnings
 
 import pytest
+import torch
 
 from fastbert import MissingBackendWarning
 from fastbert.bench import text
-from fastbert.bench.cases import CaseUnavailable, Settings, all_cases
+from fastbert.bench.cases import CaseUnavailable, Settings, all_cases, select
+from fastbert.bench.suites import attention
 
 CASES = {case.name: case for case in all_cases()}
 OPS = [name for name, case in CASES.items() if case.suite == "ops" and "16384" not in name]
@@ -86,3 +88,33 @@ def test_unusable_text_files(tmp_path):
     latin.write_bytes("caf\u00e9".encode("latin-1"))
     with pytest.raises(text.TextError, match=r"not UTF-8 \(byte 3\)"):
         text.read(str(latin))
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("pattern", ["full", "causal", "half"])
+def test_contenders_of_the_attention_suite_are_right(pattern, backward):
+    """On the CPU and small: what cannot run here raises, and is reported as such."""
+    problem = attention.Problem(
+        seq=48, head_dim=16, pattern=pattern, backward=backward, tokens=192, features=32, dtype=torch.float32
+    )
+    prepared = attention.prepare(problem, Settings())
+    prepared.contenders = [each for each in prepared.contenders if "Flex" not in each.name]  # it compiles for a minute
+    checks = prepared.check()
+    assert checks["fastbert"].passed and checks["torch SDPA math"].passed, checks
+    assert checks["fastbert"].error < 1e-5
+
+
+def test_attention_counts_visible_pairs_of_real_tokens():
+    full, causal, half = (attention.Problem(64, 16, pattern, False, 256, 32) for pattern in ("full", "causal", "half"))
+    assert full.flops() == 4 * 4 * 64 * 64 * 32
+    assert causal.flops() == 4 * 4 * (64 * 65 // 2) * 32
+    assert half.lengths() == [1, 22, 43, 64]
+    assert attention.Problem(64, 16, "full", True, 256, 32).flops() == full.flops() * 5 // 2
+
+
+def test_the_attention_suite_is_for_gpus():
+    with pytest.raises(CaseUnavailable, match="needs a CUDA device"):
+        CASES["attention/forward/d64-full-S128-bf16"].prepare(Settings())
+    assert not any(case.cuda_only for case in select(all_cases()))
+    assert any(case.cuda_only for case in select(all_cases(), device="cuda"))
+    assert any(case.cuda_only for case in select(all_cases(), suite="attention"))

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 OURS, PEER, LIMIT = "ours", "peer", "limit"  # the roles of contenders
-_FLOOR_ULPS = 2.0  # below that, an error is rounding, whatever torch's own error is
-_TORCH_FACTOR = 2.0  # our error may be this many times the error of torch's own operation
+FLOOR_ULPS = 2.0  # below that, an error is rounding, whatever torch's own error is
+TORCH_FACTOR = 2.0  # our error may be this many times the error of torch's own operation
 
 
 class CaseUnavailable(Exception):
@@ -87,10 +87,12 @@ class Case:
     quick: bool = False  # belongs to --quick
     budget_seconds: float = 1.0
     quick_budget_seconds: float = 0.35
+    cuda_only: bool = False  # left out of "all" on other devices
 
 
 SUITES = {
     "ops": "single operations against torch's own",
+    "attention": "attention from 128 to 16384 tokens, forward and backward, against every backend of torch (GPU only)",
     "end-to-end": "text to sentence embeddings on all-MiniLM-L6-v2 against transformers",
 }
 
@@ -101,9 +103,9 @@ class UnknownSelection(ValueError):
 
 def all_cases() -> list[Case]:
     """The register, in the order of the tables."""
-    from fastbert.bench.suites import end_to_end, norms, operations
+    from fastbert.bench.suites import attention, end_to_end, norms, operations
 
-    cases = [*norms.cases(), *operations.cases(), *end_to_end.cases()]
+    cases = [*norms.cases(), *operations.cases(), *attention.cases(), *end_to_end.cases()]
     names = [case.name for case in cases]
     duplicates = {name for name in names if names.count(name) > 1}
     if duplicates:
@@ -111,8 +113,13 @@ def all_cases() -> list[Case]:
     return cases
 
 
-def select(cases: Sequence[Case], *, suite: str = "all", case: str | None = None, quick: bool = False) -> list[Case]:
-    """The cases of a suite whose name contains `case`; with `quick` and no `case` only the quick ones."""
+def select(
+    cases: Sequence[Case], *, suite: str = "all", case: str | None = None, quick: bool = False, device: str = "cpu"
+) -> list[Case]:
+    """The cases of a suite whose name contains `case`; with `quick` and no `case` only the quick ones.
+
+    Cases for CUDA alone are left out on another device, unless their suite or one of them is asked for by name.
+    """
     if suite != "all" and suite not in SUITES:
         raise UnknownSelection(f"unknown suite '{suite}': choose from {', '.join(SUITES)}, all")
     chosen = [each for each in cases if suite in ("all", each.suite)]
@@ -122,6 +129,8 @@ def select(cases: Sequence[Case], *, suite: str = "all", case: str | None = None
             where = "" if suite == "all" else f" in suite {suite}"
             raise UnknownSelection(f"no case{where} contains '{case}': fastbert bench --list names them all")
         return matching
+    if suite == "all" and not device.startswith("cuda"):
+        chosen = [each for each in chosen if not each.cuda_only]
     return [each for each in chosen if each.quick] if quick else chosen
 
 
@@ -175,10 +184,10 @@ def check_against(
             errors[contender.name] = errors_of(output, wanted, absolute=absolute)
         except Exception as raised:  # a contender that raises must not take the others with it
             checks[contender.name] = Check(None, None, first_line(raised))
-    floor = _FLOOR_ULPS * torch.finfo(dtype).eps
+    floor = FLOOR_ULPS * torch.finfo(dtype).eps
     tolerances = [tolerance] * len(wanted) if tolerance is not None else [floor] * len(wanted)
     if tolerance is None and torch_name in errors:
-        tolerances = [floor + _TORCH_FACTOR * min(error, 64.0 * floor) for error in errors[torch_name]]
+        tolerances = [floor + TORCH_FACTOR * min(error, 64.0 * floor) for error in errors[torch_name]]
     for name, found in errors.items():
         # Reported is the tensor with the largest error, one that fails before all others.
         pairs = zip(found, tolerances, strict=True)
