@@ -174,10 +174,12 @@ def _print_backends(console: Console, report: dict[str, Any]) -> None:
     for reason in sorted(wide):
         console.print(f"[dim]fp64: {escape(reason)}[/]", highlight=False)
     if "cuda" not in present:
-        there = sum(
-            each["device"] == "cuda" and "Triton" in each["reason"] and each["dtype"] == "float32" for each in backends
-        )
-        console.print(f"[dim]cuda: no device here; Triton would answer for {there} operations.[/]", highlight=False)
+        would = [each["reason"] for each in backends if each["device"] == "cuda" and each["dtype"] == "float32"]
+        there = sum("Triton would answer" in reason for reason in would)
+        text = f"cuda: no device here; Triton would answer for {there} of {len(would)} operations, the reference for the others."
+        if not report["triton"]["importable"]:
+            text = "cuda: no device here, and no triton: the reference would answer."
+        console.print(f"[dim]{text}[/]", highlight=False)
 
 
 _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}

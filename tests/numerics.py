@@ -49,6 +49,8 @@ def assert_close_to_exact(
     limits = torch.finfo(actual.dtype)
     allowed = floor_ulps * max(limits.eps * largest, limits.smallest_normal * limits.eps)
     if torchs_own is not None:
-        allowed += factor * error_against(torchs_own, exact_cpu)
+        own = error_against(torchs_own, exact_cpu)
+        assert own < torch.inf, f"{what}: torch's own result is not finite where the exact one is; it allows nothing"
+        allowed += factor * own
     error = error_against(actual, exact_cpu)
     assert error <= allowed, f"{what}: error {error:.3e} is above the allowed {allowed:.3e}"

@@ -91,6 +91,9 @@ def test_without_triton():
     assert report["triton"]["importable"] is False
     assert "triton is blocked by a test" in report["triton"]["error"]
     assert report["triton"]["version"] == environment.package_version("triton")  # installed, and yet not importable
+    on_gpus = [each for each in report["backends"] if each["device"] == "cuda" and each["operation"] == "layer_norm"]
+    assert not any("Triton would answer" in each["reason"] for each in on_gpus)
+    assert any("triton is blocked by a test" in each["reason"] for each in on_gpus)
     assert not any(each["implementation"] == "Triton" for each in report["backends"])
     assert report["extension"]["loaded"] == HAS_EXTENSION
 
@@ -118,7 +121,7 @@ fastbert.functional.softmax = wrong
 def test_an_operation_that_raises_is_reported():
     problem = selftest.Problem("softmax", "", lambda x: x.no_such_method(), ((3, 4),), None)
     outcomes = list(selftest.run(problem, "cpu"))
-    assert len(outcomes) == 2
+    assert len(outcomes) == 3
     for outcome in outcomes:
         assert not outcome.passed
         assert outcome.error is None

@@ -76,6 +76,14 @@ def test_offsets_cut_one_stream():
     assert torch.equal(whole[2:], tail)
 
 
+def test_packed_dropout_needs_the_memory_of_its_tokens_alone():
+    q = torch.randn(4, 2, 8)
+    cu = torch.tensor([0, 3, 4], dtype=torch.int32)
+    torch.manual_seed(5)
+    out = F.varlen_attention(q, q, q, cu, cu, 10**6, 10**6, dropout_p=0.5)
+    assert out.isfinite().all()
+
+
 def test_add_layer_norm_drops_the_branch_by_the_mask_and_its_gradient_alike():
     x = torch.randn(6, 10, requires_grad=True)
     residual = torch.zeros(6, 10, requires_grad=True)

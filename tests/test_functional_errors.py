@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import fastbert
 from fastbert import functional as F
 from tests.samples import cu_seqlens
 
@@ -22,6 +21,29 @@ BAD = {
         lambda: F.layer_norm(X, 8, torch.ones(7)),
     ),
     "layer_norm-int": (TypeError, "int64", lambda: F.layer_norm(X.long(), 8)),
+    "layer_norm-weight-list": (TypeError, "weight is a list", lambda: F.layer_norm(X, 8, [1.0] * 8)),
+    "layer_norm-weight-dtype": (
+        TypeError,
+        "complex64",
+        lambda: F.layer_norm(X, 8, torch.ones(8, dtype=torch.complex64)),
+    ),
+    "layer_norm-weight-order": (
+        ValueError,
+        r"weight has shape \[3, 2\]; expected \[2, 3\]",
+        lambda: F.layer_norm(torch.ones(4, 2, 3), (2, 3), torch.ones(3, 2)),
+    ),
+    "layer_norm-float8": (TypeError, "float8", lambda: F.layer_norm(X.to(torch.float8_e4m3fn), 8)),
+    "add_layer_norm-none": (TypeError, "residual is a NoneType", lambda: F.add_layer_norm(X, None)),
+    "add_layer_norm-seed": (TypeError, "seed is a int", lambda: F.add_layer_norm(X, X, seed=3, dropout_p=0.1)),
+    "linear_act-none": (TypeError, "weight is a NoneType", lambda: F.linear_act(X, None)),
+    "softmax-mask-list": (TypeError, "mask is a list", lambda: F.softmax(X, mask=[1])),
+    "embedding-list": (TypeError, "input_ids is a list", lambda: F.embedding_layer_norm([1, 2], WORD)),
+    "varlen-list": (TypeError, "cu_seqlens_q is a list", lambda: F.varlen_attention(P, P, P, [0, 5], CU, 3, 3)),
+    "varlen-window": (
+        ValueError,
+        "window is None",
+        lambda: F.varlen_attention(P, P, P, CU, CU, 3, 3, window_size=None),
+    ),
     "layer_norm-list": (TypeError, "input is a list", lambda: F.layer_norm([1.0, 2.0], 2)),
     "sdpa-none": (TypeError, "query is a NoneType", lambda: F.scaled_dot_product_attention(None, Q, Q)),
     "layer_norm-no-features": (ValueError, "at least one feature", lambda: F.layer_norm(X[:, :0], 0)),
@@ -172,13 +194,3 @@ def test_all_ignored_gives_nan_as_torch_does():
     target = torch.full((4,), -100)
     assert F.cross_entropy(X, target).isnan() and torch.nn.functional.cross_entropy(X, target).isnan()
     assert F.cross_entropy(X, target, reduction="sum") == 0
-
-
-def test_debug_ends_with_its_block():
-    from fastbert.ops._registry import checks_values
-
-    elsewhere = type("Elsewhere", (), {"device": torch.device("cuda")})()
-    assert not checks_values(elsewhere)
-    with fastbert.debug():
-        assert checks_values(elsewhere)
-    assert not checks_values(elsewhere)

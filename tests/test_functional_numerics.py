@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as TF
 
+import fastbert
 from fastbert import functional as F
 from tests.numerics import assert_close_to_exact
 from tests.samples import cu_seqlens
@@ -415,6 +416,19 @@ def test_fully_masked_rows_give_zeros_and_zero_gradients():
     with torch.no_grad():
         assert not F.scaled_dot_product_attention(q, k, v, key_padding_mask=keys)[1].any()
     assert not F.softmax(torch.randn(1, 4), mask=torch.zeros(1, 4, dtype=torch.bool)).any()
+
+
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["query", "key", "value"])
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_nan_flows_through_attention_as_in_the_specification(which, packed):
+    inputs = [torch.randn(9, 4, 8) for _ in range(3)] if packed else [torch.randn(2, 4, 7, 8) for _ in range(3)]
+    inputs[which][1, 0, 3] = torch.nan
+    run = _varlen if packed else F.scaled_dot_product_attention
+    with torch.no_grad():
+        out = run(*inputs)
+        with fastbert.use_reference():
+            expected = run(*inputs)
+    assert expected.isnan().any() and torch.equal(out.isnan(), expected.isnan())
 
 
 def test_varlen_lse_and_queries_without_keys():

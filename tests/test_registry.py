@@ -6,9 +6,11 @@ import threading
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import fastbert
-from fastbert.ops._registry import OPERATIONS
+from fastbert.ops import _registry
+from fastbert.ops._registry import OPERATIONS, Operation
 from tests.numerics import assert_close_to_exact
 from tests.samples import SAMPLES, all_samples
 
@@ -29,9 +31,21 @@ def test_opcheck(name, case, arguments):
     torch.library.opcheck(_operator(name), arguments)
 
 
+def _with_another_implementation(dtype):
+    """Samples whose operator is answered by something else than the reference on CPUs."""
+    fast = {
+        s.operation
+        for s in fastbert.backends()
+        if s.device == "cpu" and s.dtype == str(dtype).removeprefix("torch.") and s.implementation != "reference"
+    }
+    return [row for row in all_samples(dtype) if row[0] in fast]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_every_implementation_matches_the_reference_in_float64(dtype):
-    for name, case, arguments in all_samples(dtype):
+    samples = _with_another_implementation(dtype)
+    assert {name for name, _, _ in samples} >= {"layer_norm", "add_layer_norm_backward", "attention"}
+    for name, case, arguments in samples:
         actual = _operator(name)(*arguments)
         with fastbert.use_reference():
             own = _operator(name)(*arguments)
@@ -117,3 +131,83 @@ assert "blocked for the test" in status["layer_norm", "float32"].reason
 def test_without_the_extension_the_reference_answers_and_says_so_once():
     done = subprocess.run([sys.executable, "-c", _WITHOUT_EXTENSION], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+X, HEADS = torch.randn(3, 64), torch.randn(4, 2, 8)
+SHORT, STATS = torch.ones(4), torch.zeros(3)
+OUT_OF_BOUNDS = {
+    "weight": lambda o: o.layer_norm(X, SHORT, None, 1e-5, True),
+    "scalar": lambda o: o.layer_norm(X[0, 0], None, None, 1e-5, True),
+    "x_bias": lambda o: o.add_layer_norm(X, X, SHORT, None, None, 1e-5, 0.0, None, 0, True, True),
+    "residual": lambda o: o.add_layer_norm(X, X[:2], None, None, None, 1e-5, 0.0, None, 0, True, True),
+    "backward-weight": lambda o: o.layer_norm_backward(X, X, STATS, STATS, SHORT, [True] * 3),
+    "backward-stats": lambda o: o.layer_norm_backward(X, X, STATS[:2], STATS, None, [True] * 3),
+    "backward-stats-dtype": lambda o: o.layer_norm_backward(X, X, STATS.to(torch.int8), STATS, None, [True] * 3),
+    "backward-grad": lambda o: o.layer_norm_backward(X[:2], X, STATS, STATS, None, [True] * 3),
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_BOUNDS)
+def test_operators_called_directly_read_nothing_out_of_bounds(name):
+    with pytest.raises((ValueError, RuntimeError)):
+        OUT_OF_BOUNDS[name](torch.ops.fastbert)
+
+
+BAD_VALUES = {
+    "id": (
+        IndexError,
+        "input_ids holds -1",
+        lambda i: fastbert.functional.embedding_layer_norm(i, torch.ones(5, 6)),
+        [torch.tensor([-1, 2])],
+    ),
+    "label": (
+        IndexError,
+        "target holds 9",
+        lambda t: fastbert.functional.cross_entropy(torch.ones(2, 5), t),
+        [torch.tensor([9, 2])],
+    ),
+    "boundary": (
+        ValueError,
+        "from 0 to 2",
+        lambda cu: fastbert.functional.varlen_attention(HEADS, HEADS, HEADS, cu, cu, 4, 4),
+        [torch.tensor([0, 2], dtype=torch.int32)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_values_are_checked_in_compiled_graphs_too(name):
+    error, message, function, arguments = BAD_VALUES[name]
+    for run in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
+        with pytest.raises(error, match=message):
+            run(*arguments)
+
+
+def test_debug_asks_operators_to_look_at_values_elsewhere():
+    """A device that is neither CPU nor there: whoever looks at its values raises."""
+    ids, word = torch.zeros(3, dtype=torch.int64), torch.ones(5, 6)
+    operation = OPERATIONS["embedding_layer_norm"]
+    looked = []
+    spy = Operation(
+        "spy", operation.schema, lambda *a: word.new_empty(0), operation.fake, check_values=lambda *a: looked.append(1)
+    )
+    run = _registry._choosing(spy, None)
+
+    class Elsewhere:
+        device, dtype = torch.device("cuda"), torch.float32
+
+    run(Elsewhere())
+    assert not looked
+    with fastbert.debug():
+        run(Elsewhere())
+    assert looked == [1]
+    run(ids)
+    assert looked == [1, 1]
+
+
+def test_forward_mode_is_refused_not_dropped():
+    x = torch.randn(2, 3)
+    with pytest.raises(RuntimeError, match="jvp"):
+        torch.func.jvp(lambda a: fastbert.functional.layer_norm(a, 3), (x,), (x,))
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
+        fastbert.functional.gelu(forward_ad.make_dual(x, x))

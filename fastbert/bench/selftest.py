@@ -189,8 +189,7 @@ def run(problem: Problem, device: str) -> Iterator[Outcome]:
     """Forward and backward in float32 and bfloat16 (and float16 on GPUs)."""
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(shape, generator=generator) for shape in problem.shapes]
-    dtypes = [torch.float32, torch.bfloat16] + ([torch.float16] if device.startswith("cuda") else [])
-    for dtype in dtypes:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
         rounded = [each.to(device, dtype) for each in tensors]
         yield from _compare(problem, device, dtype, rounded)
 

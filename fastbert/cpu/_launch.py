@@ -8,6 +8,8 @@ DTYPE_NUMBERS = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def dtype_number(operation: str, x: Tensor) -> int:
+    if x.dim() == 0 or x.device.type != "cpu":
+        raise ValueError(f"{operation}: the input is {list(x.shape)} on {x.device}; expected [..., width] on the CPU")
     number = DTYPE_NUMBERS.get(x.dtype)
     if number is None:
         raise NotImplementedError(
@@ -54,8 +56,15 @@ def row_count(x: Tensor) -> int:
     return x.numel() // width if width else x.shape[:-1].numel()
 
 
-def vector(parameter: Tensor | None) -> Tensor | None:
-    return parameter if parameter is None else parameter.contiguous()
+def vector(operation: str, name: str, parameter: Tensor | None, length: int) -> Tensor | None:
+    """A parameter or statistic as one run of memory. C++ reads `length` elements, so there must be as many."""
+    if parameter is None:
+        return None
+    if parameter.numel() != length or parameter.device.type != "cpu":
+        raise ValueError(
+            f"{operation}: {name} has {parameter.numel()} elements on {parameter.device}; expected {length} on the CPU"
+        )
+    return parameter.contiguous()
 
 
 def address(x: Tensor | None) -> int:

@@ -42,7 +42,8 @@ def layer_norm(
     """
     dtype = dtype_number("layer_norm", x)
     parameter_dtype = parameters_dtype("layer_norm", x, weight, bias)
-    weight, bias = vector(weight), vector(bias)
+    width = x.shape[-1]
+    weight, bias = vector("layer_norm", "weight", weight, width), vector("layer_norm", "bias", bias, width)
     if out is None:
         y = empty_result(x)
     else:
@@ -133,12 +134,16 @@ def add_layer_norm(
     dtype = dtype_number("add_layer_norm", x)
     x_bias_dtype = parameters_dtype("add_layer_norm", x, x_bias)
     parameter_dtype = parameters_dtype("add_layer_norm", x, weight, bias)
-    if residual.shape != x.shape or residual.dtype is not x.dtype:
+    if residual.shape != x.shape or residual.dtype is not x.dtype or residual.device != x.device:
         raise ValueError(
             f"add_layer_norm: residual is {tuple(residual.shape)} {residual.dtype}; x is {tuple(x.shape)} {x.dtype}"
         )
     key = seed_number("add_layer_norm", dropout_p, seed, offset)
-    x_bias, weight, bias = vector(x_bias), vector(weight), vector(bias)
+    width = x.shape[-1]
+    x_bias, weight, bias = (
+        vector("add_layer_norm", name, parameter, width)
+        for name, parameter in (("x_bias", x_bias), ("weight", weight), ("bias", bias))
+    )
     if out is None:
         y = empty_result(x)
     else:
@@ -220,16 +225,18 @@ def _backward(
     dtype = dtype_number(operation, sum)
     parameter_dtype = parameters_dtype(operation, sum, weight)
     for name, gradient in (("grad_y", grad_y), ("grad_sum", grad_sum)):
-        if gradient is not None and (gradient.shape != sum.shape or gradient.dtype is not sum.dtype):
+        if gradient is None:
+            continue
+        if gradient.shape != sum.shape or gradient.dtype is not sum.dtype or gradient.device != sum.device:
             raise ValueError(
                 f"{operation}: {name} is {tuple(gradient.shape)} {gradient.dtype}; the tensor it belongs to is "
                 f"{tuple(sum.shape)} {sum.dtype}"
             )
     rows, width = row_count(sum), sum.shape[-1]
-    if mean.numel() != rows or rstd.numel() != rows:
+    if mean.dtype is not torch.float32 or rstd.dtype is not torch.float32 or {mean.numel(), rstd.numel()} != {rows}:
         raise ValueError(
-            f"{operation}: mean and rstd have {mean.numel()} and {rstd.numel()} elements for {rows} rows. Call the "
-            "forward operation with save_stats=True."
+            f"{operation}: mean is {list(mean.shape)} {mean.dtype} and rstd {list(rstd.shape)} {rstd.dtype}; expected "
+            f"{rows} elements of torch.float32 each. Call the forward operation with save_stats=True."
         )
     key = seed_number(operation, dropout_p, seed, offset)
     needs_dx = needs[0] and dropout_p > 0.0
@@ -243,7 +250,8 @@ def _backward(
 
     dx, dresidual = matrix_result(needs_dx), matrix_result(needs_dresidual)
     dx_bias, dweight, dbias = vector_result(needs[2]), vector_result(needs[3]), vector_result(needs[4])
-    weight, mean, rstd = vector(weight), mean.contiguous(), rstd.contiguous()
+    weight = vector(operation, "weight", weight, width)
+    mean, rstd = mean.contiguous(), rstd.contiguous()
     (grad_y, grad_y_stride), (source, stride) = matrix(grad_y), matrix(sum)
     grad_sum_stride = 0
     if grad_sum is not None:

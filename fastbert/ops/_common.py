@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from fastbert.ops._registry import checks_values
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def wants_grad(*tensors: Tensor | None) -> bool:
     """Whether a gradient will be asked for, so that the operation has to enter its autograd.Function."""
+    if forward_ad._current_level >= 0:
+        return True  # the autograd.Function says that there is no forward mode; the operator would drop the tangent
     if not torch.is_grad_enabled():
         return False
     return any(t is not None and t.requires_grad for t in tensors)
@@ -23,28 +26,39 @@ def distinct(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.view_as(t) if any(t is other for other in tensors[:i]) else t for i, t in enumerate(tensors))
 
 
-def check_floating(function: str, name: str, x: Tensor) -> None:
+def check_tensor(function: str, name: str, x: Any) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{function}: {name} is a {type(x).__name__}; expected a tensor")
-    if not x.is_floating_point():
-        raise TypeError(f"{function}: {name} has dtype {x.dtype}; expected a floating-point tensor")
+
+
+def check_floating(function: str, name: str, x: Any) -> None:
+    check_tensor(function, name, x)
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{function}: {name} has dtype {x.dtype}; expected float32, bfloat16, float16 or float64")
 
 
 def check_device(function: str, first_name: str, first: Tensor, **others: Tensor | None) -> None:
     for name, other in others.items():
-        if other is not None and other.device != first.device:
+        if other is None:
+            continue
+        check_tensor(function, name, other)
+        if other.device != first.device:
             raise ValueError(
                 f"{function}: {name} is on {other.device} and {first_name} on {first.device}; move them to one device"
             )
 
 
 def check_vector(function: str, name: str, x: Tensor | None, width: int) -> None:
-    if x is not None and (x.dim() != 1 or x.shape[0] != width):
+    if x is None:
+        return
+    check_floating(function, name, x)
+    if x.dim() != 1 or x.shape[0] != width:
         raise ValueError(f"{function}: {name} has shape {list(x.shape)}; expected [{width}]")
 
 
 def check_same(function: str, first_name: str, first: Tensor, name: str, other: Tensor) -> None:
     """Same shape, dtype and device."""
+    check_tensor(function, name, other)
     if other.shape != first.shape:
         raise ValueError(
             f"{function}: {name} has shape {list(other.shape)} and {first_name} {list(first.shape)}; they must be equal"
@@ -64,11 +78,15 @@ def check_choice(function: str, name: str, value: str, choices: Sequence[str]) -
         raise ValueError(f"{function}: {name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
-def check_ids(function: str, name: str, ids: Tensor, limit: int, what: str, ignore: int | None = None) -> None:
-    """Integer ids in [0, limit), or equal to ``ignore``. Values are looked at on CPU, and under debug() elsewhere."""
+def check_integers(function: str, name: str, ids: Any) -> None:
+    check_tensor(function, name, ids)
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"{function}: {name} has dtype {ids.dtype}; expected int64 or int32")
-    if not checks_values(ids) or ids.numel() == 0:
+
+
+def check_range(function: str, name: str, ids: Tensor, limit: int, what: str, ignore: int | None = None) -> None:
+    """Raises IndexError unless every id is in [0, limit) or equal to ``ignore``. Looks at values: for operators."""
+    if ids.numel() == 0:
         return
     lowest, highest = (int(v) for v in torch.aminmax(ids))
     if lowest >= 0 and highest < limit:
@@ -78,7 +96,8 @@ def check_ids(function: str, name: str, ids: Tensor, limit: int, what: str, igno
         wrong &= ids != ignore
     if wrong.any():
         value = int(ids[wrong][0])
-        raise IndexError(f"{function}: {name} holds {value}; {what} takes 0 to {limit - 1}")
+        takes = f"takes 0 to {limit - 1}" if limit else "is empty"
+        raise IndexError(f"{function}: {name} holds {value}; {what} {takes}")
 
 
 def parameter_for(x: Tensor, parameter: Tensor | None) -> Tensor | None:
@@ -90,6 +109,14 @@ def parameter_for(x: Tensor, parameter: Tensor | None) -> Tensor | None:
     ):
         return parameter
     return parameter.to(x.dtype)
+
+
+def norm_parameters(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """A layer norm's weight and bias as the kernels take them: both in one dtype, x's or float32."""
+    weight, bias = parameter_for(x, weight), parameter_for(x, bias)
+    if weight is not None and bias is not None and weight.dtype != bias.dtype:
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    return weight, bias
 
 
 def autocast(first: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
@@ -113,6 +140,8 @@ def dropout_seed(
         return None
     if offset < 0 or offset % 4:
         raise ValueError(f"{function}: offset is {offset}; expected a multiple of 4, at least 0")
+    if seed is not None:
+        check_tensor(function, "seed", seed)
     if seed is None:
         return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
     if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:

@@ -69,6 +69,8 @@ class Operation:
         fake: the shape function: results of the right shape, dtype and strides, never their values.
         cpu, cuda: the fast implementations, where there are.
         dtype_argument: position of the argument whose dtype decides.
+        check_values: raises where ids, labels or boundaries, arguments of the operator, are out of range. It runs with the
+            operator, so under torch.compile too: on CPU always, elsewhere under debug().
     """
 
     name: str
@@ -78,6 +80,7 @@ class Operation:
     cpu: Implementation | None = None
     cuda: Implementation | None = None
     dtype_argument: int = 0
+    check_values: Callable[..., None] | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ def _choosing(operation: Operation, implementation: Implementation | None) -> Ca
     """The function that the dispatcher calls on one device."""
     chosen: dict[torch.dtype, Callable[..., Any]] = {}
     position = operation.dtype_argument
+    check_values = operation.check_values
 
     def run_reference(*arguments: Any) -> Any:
         with torch.no_grad():
@@ -127,9 +131,12 @@ def _choosing(operation: Operation, implementation: Implementation | None) -> Ca
         return results.contiguous() if isinstance(results, Tensor) else tuple(r.contiguous() for r in results)
 
     def run(*arguments: Any) -> Any:
+        deciding = arguments[position]
+        if check_values is not None and (deciding.device.type == "cpu" or _state.debug_depth):
+            check_values(*arguments)
         if _state.reference_depth:
             return run_reference(*arguments)
-        dtype = arguments[position].dtype
+        dtype = deciding.dtype
         function = chosen.get(dtype)
         if function is None:
             function = chosen[dtype] = _load_or_warn(implementation, dtype) or run_reference
@@ -191,13 +198,6 @@ def debug() -> Iterator[None]:
             _state.debug_depth -= 1
 
 
-def checks_values(x: Tensor) -> bool:
-    """Whether a public function looks at the values of ``x`` (and may wait for them)."""
-    if torch.compiler.is_compiling():
-        return False
-    return x.device.type == "cpu" or (_state.debug_depth > 0 and x.device.type != "meta")
-
-
 def backends() -> list[BackendStatus]:
     """For each operation, device and dtype: what answers on this machine, and why. Imports what it reports on."""
     statuses = []
@@ -212,10 +212,13 @@ def backends() -> list[BackendStatus]:
 
 
 def _status(device: str, implementation: Implementation | None, dtype: torch.dtype) -> tuple[str, str]:
+    answer, reason = _answer(implementation, dtype)
     if device == "cuda" and not torch.cuda.is_available():
-        if implementation is None or dtype not in implementation.dtypes:
-            return "none", "no CUDA device; the reference would answer"
-        return "none", f"no CUDA device; {implementation.kind} would answer"
+        return "none", f"no CUDA device; {answer} would answer: {reason}"
+    return answer, reason
+
+
+def _answer(implementation: Implementation | None, dtype: torch.dtype) -> tuple[str, str]:
     if _state.reference_depth:
         return "reference", "use_reference() is in force"
     if dtype == torch.float64:

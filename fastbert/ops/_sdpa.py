@@ -1,9 +1,9 @@
 """The attention operator on CPUs, from torch's own kernel, until the library has one.
 
-Torch's kernel knows neither packed sequences nor rows without keys: each sequence is a call of its own, and what it cannot say
-goes to the reference.
+Torch's kernel knows no packed sequences: each sequence is a call of its own, and what it cannot say goes to the reference.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -60,9 +60,7 @@ def attention(
     if cu_seqlens_q is None:
         mask = None if key_padding_mask is None else key_padding_mask[:, None, None, :]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
-        if key_padding_mask is not None:  # torch gives NaN where nothing is attended to
-            out = out.masked_fill(~key_padding_mask.any(-1)[:, None, None, None], 0.0)
-        return out.contiguous(), no_lse
+        return _with_nan_of(q, out.contiguous()), no_lse
 
     out = q.new_empty((*q.shape[:2], v.shape[-1]))
     for rows_q, rows_k in sequences:
@@ -75,7 +73,13 @@ def attention(
             enable_gqa=grouped,
         )
         out[rows_q] = o[0].transpose(0, 1)
-    return out, no_lse
+    return _with_nan_of(q, out), no_lse
+
+
+def _with_nan_of(q: Tensor, out: Tensor) -> Tensor:
+    """torch's CPU kernel takes a query that is not a number for one without keys, and gives zeros: NaN again, in place."""
+    lost = q.sum(-1, keepdim=True).isnan()
+    return out.masked_fill_(lost, torch.nan) if lost.any() else out
 
 
 def _plain_sequences(
@@ -88,7 +92,8 @@ def _plain_sequences(
     if cu_seqlens_q is None or cu_seqlens_k is None:
         lengths = (q.shape[2], k.shape[2])
         return None if 0 in (lengths[1], q.numel()) or (aligned_at_end and lengths[0] != lengths[1]) else []
-    ends_q, ends_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    ends_q = cu_seqlens_q.tolist()
+    ends_k = ends_q if cu_seqlens_k is cu_seqlens_q else cu_seqlens_k.tolist()
     sequences = []
     for i in range(len(ends_q) - 1):
         rows_q, rows_k = slice(ends_q[i], ends_q[i + 1]), slice(ends_k[i], ends_k[i + 1])

@@ -7,7 +7,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastbert import reference
-from fastbert.ops._common import check_same, check_vector, distinct, dropout_seed, or_none, parameter_for, wants_grad
+from fastbert.ops._common import (
+    check_same,
+    check_vector,
+    distinct,
+    dropout_seed,
+    norm_parameters,
+    or_none,
+    parameter_for,
+    wants_grad,
+)
 from fastbert.ops._registry import CPU_DTYPES, CUDA_DTYPES, Implementation, Operation, register
 from fastbert.ops.layer_norm import check_norm_arguments
 from fastbert.reference import wide_dtype
@@ -196,7 +205,8 @@ def add_layer_norm(
     check_same("add_layer_norm", "x", x, "residual", residual)
     check_vector("add_layer_norm", "x_bias", x_bias, x.shape[-1])
     seed = dropout_seed("add_layer_norm", dropout_p, seed, offset, x.device)
-    weight, bias, x_bias = parameter_for(x, weight), parameter_for(x, bias), parameter_for(x, x_bias)
+    weight, bias = norm_parameters(x, weight, bias)
+    x_bias = parameter_for(x, x_bias)
     if wants_grad(x, residual, x_bias, weight, bias):
         x, residual = distinct(x, residual)
         y, sum = _AddLayerNorm.apply(x, residual, x_bias, weight, bias, eps, dropout_p, seed, offset)

@@ -14,11 +14,12 @@ from fastbert.ops._common import (
     check_device,
     check_floating,
     check_probability,
+    check_tensor,
     distinct,
     dropout_seed,
     wants_grad,
 )
-from fastbert.ops._registry import Implementation, Operation, checks_values, register
+from fastbert.ops._registry import Implementation, Operation, register
 from fastbert.ops.softmax import check_broadcast
 from fastbert.reference import wide_dtype
 
@@ -82,6 +83,41 @@ def _fake_backward(
     )
 
 
+def _check_values(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *_: Any,
+) -> None:
+    if cu_seqlens_q is None or cu_seqlens_k is None:
+        return
+    _check_boundaries("q", cu_seqlens_q, max_seqlen_q, q.shape[0])
+    same = cu_seqlens_k is cu_seqlens_q and max_seqlen_k == max_seqlen_q and k.shape[0] == q.shape[0]
+    if not same:  # self-attention passes one tensor twice, and looking at its values is not free
+        _check_boundaries("k", cu_seqlens_k, max_seqlen_k, k.shape[0])
+
+
+def _check_boundaries(which: str, cu_seqlens: Tensor, max_seqlen: int, total: int) -> None:
+    """Raises ValueError unless cu_seqlens cuts ``total`` tokens into sequences of at most max_seqlen."""
+    ends = cu_seqlens.tolist()
+    lengths = [b - a for a, b in itertools.pairwise(ends)]
+    decreases = bool(lengths) and min(lengths) < 0
+    if ends[0] != 0 or ends[-1] != total or decreases:
+        raise ValueError(
+            f"varlen_attention: cu_seqlens_{which} runs from {ends[0]} to {ends[-1]}{' and decreases' if decreases else ''}; "
+            f"expected running sums of lengths from 0 to the {total} packed tokens"
+        )
+    if lengths and max(lengths) > max_seqlen:
+        raise ValueError(
+            f"varlen_attention: cu_seqlens_{which} holds a sequence of {max(lengths)} tokens and max_seqlen_{which} is "
+            f"{max_seqlen}"
+        )
+
+
 _MASKS = (
     "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, Tensor? attn_mask,"
     " Tensor? key_padding_mask, Tensor? alibi_slopes, float scale, SymInt window_left, SymInt window_right, bool bottom_right,"
@@ -100,6 +136,7 @@ _forward = register(
             (torch.float32, torch.bfloat16, torch.float16),
             "for inference, sequence by sequence; the reference where gradients, dropout, windows or biases are wanted",
         ),
+        check_values=_check_values,
     )
 )
 _backward = register(
@@ -227,8 +264,8 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """Attention (Vaswani et al. 2017), as ``torch.nn.functional.scaled_dot_product_attention``, and two keywords more.
 
-    Two documented differences: a query with nothing to attend to gives zeros (torch: NaN), and masks combine freely with
-    ``is_causal``.
+    A query with nothing to attend to gives zeros and gets a zero gradient. One documented difference: masks combine freely
+    with ``is_causal``.
 
     Args:
         query: [batch, heads, seq_q, head_dim]; leading dimensions may be missing.
@@ -251,7 +288,8 @@ def scaled_dot_product_attention(
         ValueError: shapes or devices do not fit; dropout_p or window is out of range.
     """
     function = "scaled_dot_product_attention"
-    check_floating(function, "query", query)
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        check_floating(function, name, x)
     q, k, v = autocast(query, key, value)
     missing = max(0, 4 - q.dim())
     for _ in range(missing):
@@ -315,7 +353,8 @@ def varlen_attention(
         softmax_scale: factor on the logits; default 1/sqrt(head_dim).
         causal: aligned at the last query and key: query i sees the keys j ≤ i + seq_k − seq_q.
         window_size: (left, right) tokens around that diagonal; −1 is no limit.
-        alibi_slopes: [heads] or [batch, heads]: −slope · |distance from the diagonal| is added to the logits.
+        alibi_slopes: [heads] or [batch, heads]: −slope · |distance from the diagonal| is added to the logits. They get no
+            gradient.
         bias: [heads or 1, max_seqlen_q, max_seqlen_k], added to the logits (bool: True = attend), shared by the sequences;
             gets its gradient.
         deterministic: the gradient is bit-equal from run to run; every implementation of today is so anyway.
@@ -330,7 +369,8 @@ def varlen_attention(
         ValueError: shapes, devices or sequence boundaries do not fit; dropout_p or window_size is out of range.
     """
     function = "varlen_attention"
-    check_floating(function, "q", q)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_floating(function, name, x)
     q, k, v = autocast(q, k, v)
     _check_qkv(function, q, k, v, dimensions=3)
     if v.shape[:2] != k.shape[:2]:
@@ -340,10 +380,8 @@ def varlen_attention(
     heads = q.shape[1]
     _check_heads(function, heads, k.shape[1], True, "")
     check_probability(function, dropout_p)
-    check_cu_seqlens(function, "cu_seqlens_q", cu_seqlens_q, "max_seqlen_q", max_seqlen_q, q)
-    same = cu_seqlens_k is cu_seqlens_q and max_seqlen_k == max_seqlen_q and k.shape[0] == q.shape[0]
-    if not same:  # self-attention passes one tensor twice, and looking at its values is not free
-        check_cu_seqlens(function, "cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k, k)
+    _check_cu_seqlens(function, "cu_seqlens_q", cu_seqlens_q, q)
+    _check_cu_seqlens(function, "cu_seqlens_k", cu_seqlens_k, q)
     if cu_seqlens_q.shape != cu_seqlens_k.shape:
         raise ValueError(
             f"{function}: cu_seqlens_q has {cu_seqlens_q.shape[0]} entries and cu_seqlens_k {cu_seqlens_k.shape[0]}; "
@@ -393,6 +431,7 @@ def _check_heads(function: str, heads: int, kv_heads: int, grouped: bool, hint: 
 def _check_mask(function: str, q: Tensor, mask: Tensor | None, shape: tuple[int, ...] | None) -> None:
     if mask is None:
         return
+    check_tensor(function, "the mask", mask)
     if not (mask.is_floating_point() or mask.dtype == torch.bool):
         raise TypeError(f"{function}: the mask has dtype {mask.dtype}; expected bool (True = attend) or floating point")
     check_device(function, "query", q, mask=mask)
@@ -401,6 +440,8 @@ def _check_mask(function: str, q: Tensor, mask: Tensor | None, shape: tuple[int,
 
 
 def _check_window(function: str, window: tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(window, tuple | list) or len(window) != 2:
+        raise ValueError(f"{function}: window is {window}; expected two numbers of tokens, −1 for no limit")
     left, right = window
     if left < -1 or right < -1:
         raise ValueError(f"{function}: window is {window}; expected two numbers of tokens, −1 for no limit")
@@ -411,6 +452,7 @@ def check_alibi(function: str, q: Tensor, slopes: Tensor | None, heads: int, bat
     """Raises unless slopes is None, [heads] or [batch, heads], floating point, on q's device."""
     if slopes is None:
         return
+    check_floating(function, "alibi_slopes", slopes)
     if tuple(slopes.shape) not in ((heads,), (batch, heads)):
         raise ValueError(
             f"{function}: alibi_slopes has shape {list(slopes.shape)}; expected [{heads}] or [{batch}, {heads}]"
@@ -419,24 +461,11 @@ def check_alibi(function: str, q: Tensor, slopes: Tensor | None, heads: int, bat
     check_device(function, "query", q, alibi_slopes=slopes)
 
 
-def check_cu_seqlens(
-    function: str, name: str, cu_seqlens: Tensor, max_name: str, max_seqlen: int, packed: Tensor
-) -> None:
-    """Raises unless cu_seqlens int32 [batch + 1] cuts packed [total, …] into sequences of at most max_seqlen."""
+def _check_cu_seqlens(function: str, name: str, cu_seqlens: Tensor, packed: Tensor) -> None:
+    """Shape, dtype and device; its values are the operator's to check."""
+    check_tensor(function, name, cu_seqlens)
     if cu_seqlens.dtype != torch.int32:
         raise TypeError(f"{function}: {name} has dtype {cu_seqlens.dtype}; expected int32")
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
         raise ValueError(f"{function}: {name} has shape {list(cu_seqlens.shape)}; expected [batch + 1]")
     check_device(function, "query", packed, **{name: cu_seqlens})
-    if not checks_values(cu_seqlens):
-        return
-    ends = cu_seqlens.tolist()
-    lengths = [b - a for a, b in itertools.pairwise(ends)]
-    if ends[0] != 0 or ends[-1] != packed.shape[0] or (lengths and min(lengths) < 0):
-        raise ValueError(
-            f"{function}: {name} runs from {ends[0]} to {ends[-1]}"
-            f"{' and decreases' if lengths and min(lengths) < 0 else ''}; "
-            f"expected running sums of lengths from 0 to the {packed.shape[0]} packed tokens"
-        )
-    if lengths and max(lengths) > max_seqlen:
-        raise ValueError(f"{function}: {name} holds a sequence of {max(lengths)} tokens and {max_name} is {max_seqlen}")

@@ -1,13 +1,14 @@
 """Attention of the newest tokens over a key/value cache. For generation: it has no gradient."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastbert import reference
-from fastbert.ops._common import autocast, check_device, check_floating, wants_grad
-from fastbert.ops._registry import Operation, checks_values, register
+from fastbert.ops._common import autocast, check_device, check_floating, check_tensor, wants_grad
+from fastbert.ops._registry import Operation, register
 from fastbert.ops.attention import _check_heads, _check_qkv, check_alibi
 from fastbert.reference import wide_dtype
 
@@ -28,6 +29,15 @@ def _fake(
     )
 
 
+def _check_values(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *_: Any) -> None:
+    if lengths.numel() == 0:
+        return
+    shortest, longest = (int(v) for v in torch.aminmax(lengths))
+    if shortest < 0 or longest > k_cache.shape[1]:
+        wrong = shortest if shortest < 0 else longest
+        raise ValueError(f"attention_decode: lengths holds {wrong}; the caches hold 0 to {k_cache.shape[1]} tokens")
+
+
 _forward = register(
     Operation(
         "attention_decode",
@@ -35,6 +45,7 @@ _forward = register(
         " -> (Tensor out, Tensor lse)",
         reference.attention_decode,
         _fake,
+        check_values=_check_values,
     )
 )
 
@@ -71,7 +82,8 @@ def attention_decode(
         ValueError: shapes or devices do not fit, or a length passes the cache's capacity.
     """
     function = "attention_decode"
-    check_floating(function, "q", q)
+    for name, x in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
+        check_floating(function, name, x)
     if wants_grad(q, k_cache, v_cache):
         raise RuntimeError(
             f"{function} has no gradient and an input requires one; call it under torch.no_grad(), "
@@ -86,6 +98,7 @@ def attention_decode(
             "batch sizes, and the caches' capacities and heads, must be equal"
         )
     _check_heads(function, heads, k_cache.shape[2], True, "")
+    check_tensor(function, "lengths", lengths)
     if lengths.dtype != torch.int32:
         raise TypeError(f"{function}: lengths has dtype {lengths.dtype}; expected int32")
     if tuple(lengths.shape) != (batch,):
@@ -94,11 +107,6 @@ def attention_decode(
     check_alibi(function, q, alibi_slopes, heads, batch)
     if window_left < -1:
         raise ValueError(f"{function}: window_left is {window_left}; expected a number of tokens, −1 for no limit")
-    if checks_values(lengths) and batch:
-        shortest, longest = (int(v) for v in torch.aminmax(lengths))
-        if shortest < 0 or longest > k_cache.shape[1]:
-            wrong = shortest if shortest < 0 else longest
-            raise ValueError(f"{function}: lengths holds {wrong}; the caches hold 0 to {k_cache.shape[1]} tokens")
     scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
     out, lse = _forward(q, k_cache, v_cache, lengths, alibi_slopes, scale, window_left)
     return (out, lse) if return_lse else out

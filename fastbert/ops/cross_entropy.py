@@ -12,7 +12,8 @@ from fastbert.ops._common import (
     check_choice,
     check_device,
     check_floating,
-    check_ids,
+    check_range,
+    check_tensor,
     check_vector,
     or_none,
     wants_grad,
@@ -60,12 +61,23 @@ def _fake_linear_backward(
     )
 
 
+def _check_values(logits: Tensor, target: Tensor, ignore_index: int, *_: Any) -> None:
+    check_range("cross_entropy", "target", target, logits.shape[-1], "the class index", ignore=ignore_index)
+
+
+def _check_linear_values(
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, ignore_index: int, *_: Any
+) -> None:
+    check_range("linear_cross_entropy", "target", target, weight.shape[0], "the class index", ignore=ignore_index)
+
+
 _forward = register(
     Operation(
         "cross_entropy",
         "(Tensor logits, Tensor target, int ignore_index, float label_smoothing) -> (Tensor losses, Tensor lse)",
         reference.cross_entropy,
         _fake,
+        check_values=_check_values,
     )
 )
 _backward = register(
@@ -84,6 +96,7 @@ _linear_forward = register(
         " -> (Tensor losses, Tensor lse)",
         reference.linear_cross_entropy,
         _fake_linear,
+        check_values=_check_linear_values,
     )
 )
 _linear_backward = register(
@@ -154,13 +167,14 @@ def _reduce(losses: Tensor, target: Tensor, ignore_index: int, reduction: str) -
 
 
 def _check_target(
-    function: str, rows: Tensor, target: Tensor, classes: int, ignore_index: int, reduction: str, label_smoothing: float
+    function: str, rows: Tensor, target: Tensor, classes: int, reduction: str, label_smoothing: float
 ) -> None:
     check_choice(function, "reduction", reduction, REDUCTIONS)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"{function}: label_smoothing is {label_smoothing}; expected a number in [0, 1]")
     if classes == 0:
         raise ValueError(f"{function}: there are 0 classes; expected at least 1")
+    check_tensor(function, "target", target)
     if target.dtype != torch.int64:
         raise TypeError(
             f"{function}: target has dtype {target.dtype}; expected int64 class indices (for class probabilities use "
@@ -169,7 +183,6 @@ def _check_target(
     if target.shape != rows.shape[:-1]:
         raise ValueError(f"{function}: target has shape {list(target.shape)}; expected {list(rows.shape[:-1])}")
     check_device(function, "input", rows, target=target)
-    check_ids(function, "target", target, classes, "the class index", ignore=ignore_index)
 
 
 def cross_entropy(
@@ -213,7 +226,7 @@ def cross_entropy(
             f"{function}: input has shape {list(input.shape)}; expected [rows, classes] or [classes]. Move the classes to the "
             "end and flatten the rest"
         )
-    _check_target(function, input, target, input.shape[-1], ignore_index, reduction, label_smoothing)
+    _check_target(function, input, target, input.shape[-1], reduction, label_smoothing)
     logits, labels = (input, target) if input.dim() == 2 else (input.unsqueeze(0), target.reshape(1))
     if wants_grad(logits):
         losses = _CrossEntropy.apply(logits, labels, ignore_index, label_smoothing)
@@ -256,6 +269,7 @@ def linear_cross_entropy(
     """
     function = "linear_cross_entropy"
     check_floating(function, "input", input)
+    check_floating(function, "weight", weight)
     x, weight, bias = autocast(input, weight, bias)
     if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
@@ -267,7 +281,7 @@ def linear_cross_entropy(
         if other is not None and other.dtype != x.dtype:
             raise TypeError(f"{function}: {name} has dtype {other.dtype} and input {x.dtype}; cast one of them")
     check_device(function, "input", x, weight=weight, bias=bias)
-    _check_target(function, x, target, weight.shape[0], ignore_index, reduction, label_smoothing)
+    _check_target(function, x, target, weight.shape[0], reduction, label_smoothing)
     rows, labels = x.reshape(-1, x.shape[-1]), target.reshape(-1)
     if wants_grad(rows, weight, bias):
         losses = _LinearCrossEntropy.apply(rows, weight, bias, labels, ignore_index, label_smoothing)

@@ -10,11 +10,12 @@ from fastbert import reference
 from fastbert.ops._common import (
     check_device,
     check_floating,
-    check_ids,
+    check_integers,
+    check_range,
     check_vector,
     dropout_seed,
+    norm_parameters,
     or_none,
-    parameter_for,
     wants_grad,
 )
 from fastbert.ops._registry import Operation, register
@@ -77,6 +78,23 @@ def _fake_backward(
     )
 
 
+def _check_values(
+    input_ids: Tensor,
+    position_ids: Tensor | None,
+    token_type_ids: Tensor | None,
+    word: Tensor,
+    position: Tensor | None,
+    token_type: Tensor | None,
+    *_: Any,
+) -> None:
+    function = "embedding_layer_norm"
+    check_range(function, "input_ids", input_ids, word.shape[0], "the vocabulary")
+    if position is not None and position_ids is not None:
+        check_range(function, "position_ids", position_ids, position.shape[0], "the position table")
+    if token_type is not None and token_type_ids is not None:
+        check_range(function, "token_type_ids", token_type_ids, token_type.shape[0], "the token type table")
+
+
 _forward = register(
     Operation(
         "embedding_layer_norm",
@@ -86,6 +104,7 @@ _forward = register(
         reference.embedding_layer_norm,
         _fake,
         dtype_argument=3,
+        check_values=_check_values,
     )
 )
 _backward = register(
@@ -170,6 +189,7 @@ def embedding_layer_norm(
     """
     function = "embedding_layer_norm"
     check_floating(function, "word", word)
+    check_integers(function, "input_ids", input_ids)
     if word.dim() != 2 or word.shape[1] == 0:
         raise ValueError(f"{function}: word has shape {list(word.shape)}; expected [vocabulary, width]")
     width = word.shape[1]
@@ -182,6 +202,7 @@ def embedding_layer_norm(
     for name, table in (("position", position), ("token_type", token_type)):
         if table is None:
             continue
+        check_floating(function, name, table)
         if table.dim() != 2 or table.shape[1] != width:
             raise ValueError(f"{function}: {name} has shape {list(table.shape)}; expected [entries, {width}]")
         if table.dtype != word.dtype:
@@ -189,7 +210,10 @@ def embedding_layer_norm(
     check_vector(function, "weight", weight, width)
     check_vector(function, "bias", bias, width)
     for name, ids in (("position_ids", position_ids), ("token_type_ids", token_type_ids)):
-        if ids is not None and ids.shape != input_ids.shape:
+        if ids is None:
+            continue
+        check_integers(function, name, ids)
+        if ids.shape != input_ids.shape:
             raise ValueError(f"{function}: {name} has shape {list(ids.shape)}; expected {list(input_ids.shape)}")
     check_device(
         function,
@@ -203,14 +227,9 @@ def embedding_layer_norm(
         weight=weight,
         bias=bias,
     )
-    check_ids(function, "input_ids", input_ids, word.shape[0], "the vocabulary")
-    if position is not None and position_ids is not None:
-        check_ids(function, "position_ids", position_ids, position.shape[0], "the position table")
-    if token_type is not None and token_type_ids is not None:
-        check_ids(function, "token_type_ids", token_type_ids, token_type.shape[0], "the token type table")
     if padding_idx is not None and not 0 <= padding_idx < word.shape[0]:
         raise ValueError(f"{function}: padding_idx is {padding_idx}; the vocabulary takes 0 to {word.shape[0] - 1}")
-    weight, bias = parameter_for(word, weight), parameter_for(word, bias)
+    weight, bias = norm_parameters(word, weight, bias)
     seed = dropout_seed(function, dropout_p, None, 0, word.device)
     ids3 = (input_ids, position_ids, token_type_ids)
     if wants_grad(word, position, token_type, weight, bias):

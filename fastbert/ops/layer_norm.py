@@ -1,5 +1,6 @@
 """Layer norm over the last dimensions."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastbert import reference
-from fastbert.ops._common import check_device, check_floating, check_vector, or_none, parameter_for, wants_grad
+from fastbert.ops._common import check_device, check_floating, check_vector, norm_parameters, or_none, wants_grad
 from fastbert.ops._registry import CPU_DTYPES, CUDA_DTYPES, Implementation, Operation, register
 from fastbert.reference import wide_dtype
 
@@ -102,7 +103,7 @@ def layer_norm(
         ValueError: shapes do not fit, or the tensors are on several devices.
     """
     check_floating("layer_norm", "input", input)
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    shape = tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (operator.index(normalized_shape),)
     if not shape or tuple(input.shape[-len(shape) :]) != shape:
         raise ValueError(
             f"layer_norm: normalized_shape is {list(shape)} and input {list(input.shape)}; expected input's last dimensions"
@@ -110,16 +111,25 @@ def layer_norm(
     x = input
     if len(shape) > 1:
         x = input.flatten(-len(shape))
-        weight = None if weight is None else weight.flatten()
-        bias = None if bias is None else bias.flatten()
+        weight = _flat("weight", weight, shape)
+        bias = _flat("bias", bias, shape)
     check_norm_arguments("layer_norm", x, weight, bias)
-    weight, bias = parameter_for(x, weight), parameter_for(x, bias)
+    weight, bias = norm_parameters(x, weight, bias)
     y = (
         _LayerNorm.apply(x, weight, bias, eps)
         if wants_grad(x, weight, bias)
         else _forward(x, weight, bias, eps, False)[0]
     )
     return y.reshape(input.shape) if len(shape) > 1 else y
+
+
+def _flat(name: str, parameter: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    if parameter is None:
+        return None
+    check_floating("layer_norm", name, parameter)
+    if tuple(parameter.shape) != shape:
+        raise ValueError(f"layer_norm: {name} has shape {list(parameter.shape)}; expected {list(shape)}")
+    return parameter.flatten()
 
 
 def check_norm_arguments(function: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:

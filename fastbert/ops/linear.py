@@ -108,6 +108,7 @@ class _LinearResidual(torch.autograd.Function):
 
 
 def _check_linear(function: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    check_floating(function, "weight", weight)
     if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"{function}: input has shape {list(x.shape)} and weight {list(weight.shape)}; expected [..., in] and [out, in]"
@@ -161,6 +162,7 @@ def linear_residual(input: Tensor, weight: Tensor, bias: Tensor | None, residual
         ValueError: shapes or devices do not fit.
     """
     check_floating("linear_residual", "input", input)
+    check_floating("linear_residual", "residual", residual)
     x, weight, bias, residual = autocast(input, weight, bias, residual)
     _check_linear("linear_residual", x, weight, bias)
     expected = (*x.shape[:-1], weight.shape[0])

@@ -7,12 +7,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastbert import reference
-from fastbert.ops._common import check_device, check_floating, check_ids, wants_grad
+from fastbert.ops._common import check_device, check_floating, check_integers, check_range, wants_grad
 from fastbert.ops._registry import Operation, register
 
 
 def _fake(x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None, interleaved: bool, inverse: bool) -> Tensor:
     return x.new_empty(x.shape)
+
+
+def _check_values(x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None, *_: Any) -> None:
+    if position_ids is not None:
+        check_range("rotary", "position_ids", position_ids, cos.shape[0], "the table of angles")
 
 
 _rotary = register(
@@ -21,6 +26,7 @@ _rotary = register(
         "(Tensor x, Tensor cos, Tensor sin, Tensor? position_ids, bool interleaved, bool inverse) -> Tensor",
         reference.rotary,
         _fake,
+        check_values=_check_values,
     )
 )
 
@@ -67,6 +73,8 @@ def rotary(
         raise ValueError(
             f"{function}: input has shape {list(input.shape)}; expected [tokens, heads, head_dim] or [batch, seq, heads, head_dim]"
         )
+    check_floating(function, "cos", cos)
+    check_floating(function, "sin", sin)
     if cos.dim() != 2 or sin.shape != cos.shape or 2 * cos.shape[1] > input.shape[-1]:
         raise ValueError(
             f"{function}: cos has shape {list(cos.shape)}, sin {list(sin.shape)}; expected [positions, at most "
@@ -78,7 +86,7 @@ def rotary(
             raise ValueError(
                 f"{function}: position_ids has shape {list(position_ids.shape)}; expected {list(input.shape[:-2])}"
             )
-        check_ids(function, "position_ids", position_ids, cos.shape[0], "the table of angles")
+        check_integers(function, "position_ids", position_ids)
     elif input.dim() == 3:
         raise ValueError(f"{function}: packed input [tokens, heads, head_dim] needs position_ids [tokens]")
     elif input.shape[1] > cos.shape[0]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastbert import reference
-from fastbert.ops._common import check_device, check_floating, wants_grad
+from fastbert.ops._common import check_device, check_floating, check_tensor, wants_grad
 from fastbert.ops._registry import Operation, register
 
 
@@ -56,7 +56,7 @@ class _Softmax(torch.autograd.Function):
 def softmax(
     input: Tensor, dim: int = -1, *, mask: Tensor | None = None, scale: float = 1.0, causal: bool = False
 ) -> Tensor:
-    """``softmax(scale · input + mask)``. A row with nothing to keep gives zeros, where torch gives NaN.
+    """``softmax(scale · input + mask)``. A row with nothing to keep gives zeros, where torch's gives NaN.
 
     Args:
         input: [..., columns], floating point.
@@ -82,6 +82,7 @@ def softmax(
         if causal and input.dim() < 2:
             raise ValueError(f"softmax: input has shape {list(input.shape)}; causal needs rows and columns")
     if mask is not None:
+        check_tensor("softmax", "mask", mask)
         if not (mask.is_floating_point() or mask.dtype == torch.bool):
             raise TypeError(f"softmax: mask has dtype {mask.dtype}; expected bool (True = keep) or floating point")
         check_device("softmax", "input", input, mask=mask)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastbert.reference._common import nothing, wide_dtype, widen
-from fastbert.reference.dropout import dropout_mask
+from fastbert.reference.dropout import dropout_mask, dropout_mask_of_rows
 
 
 def _logits(
@@ -164,7 +164,6 @@ def attention(
 
     out = torch.zeros((*q.shape[:2], v.shape[-1]), dtype=q.dtype, device=q.device)
     lse = torch.full((q.shape[1], q.shape[0]), -torch.inf, dtype=wide, device=q.device)
-    dropped = _packed_dropout(q, cu_seqlens_q, max_seqlen_q, max_seqlen_k, dropout_p, seed, offset)
     for i, rows_q, rows_k in _sequences(cu_seqlens_q, cu_seqlens_k):
         seq_q, seq_k = rows_q.stop - rows_q.start, rows_k.stop - rows_k.start
         arguments = (
@@ -175,27 +174,31 @@ def attention(
             window,
             bottom_right,
         )
-        mask = None if dropped is None else dropped[i : i + 1, :, :seq_q, :seq_k]
+        mask = _sequence_dropout(q, i, seq_q, seq_k, max_seqlen_q, max_seqlen_k, dropout_p, seed, offset)
         o, sequence_lse = _dense(_as_dense(q, rows_q), _as_dense(k, rows_k), _as_dense(v, rows_k), mask, arguments)
         out[rows_q] = o[0].transpose(0, 1)
         lse[:, rows_q] = sequence_lse[0]
     return out, lse if save_lse else nothing(lse)
 
 
-def _packed_dropout(
+def _sequence_dropout(
     q: Tensor,
-    cu_seqlens_q: Tensor,
+    i: int,
+    seq_q: int,
+    seq_k: int,
     max_seqlen_q: int,
     max_seqlen_k: int,
     dropout_p: float,
     seed: Tensor | None,
     offset: int,
 ) -> Tensor | None:
+    """Sequence i's part [1, heads, seq_q, seq_k] of the mask of [batch, heads, max_seqlen_q, max_seqlen_k]."""
     if dropout_p == 0.0:
         return None
     assert seed is not None
-    shape = (cu_seqlens_q.shape[0] - 1, q.shape[1], max_seqlen_q, max_seqlen_k)
-    return dropout_mask(shape, dropout_p, seed, offset, wide_dtype(q))
+    heads = torch.arange(q.shape[1], device=q.device).unsqueeze(-1) + i * q.shape[1]
+    rows = heads * max_seqlen_q + torch.arange(seq_q, device=q.device)  # [heads, seq_q]
+    return dropout_mask_of_rows(rows, seq_k, max_seqlen_k, dropout_p, seed, offset, wide_dtype(q)).unsqueeze(0)
 
 
 def attention_backward(
@@ -243,7 +246,6 @@ def attention_backward(
     if needs_mask_grad:
         assert attn_mask is not None
         d_mask = torch.zeros(attn_mask.shape, dtype=wide, device=q.device)
-    dropped = _packed_dropout(q, cu_seqlens_q, max_seqlen_q, max_seqlen_k, dropout_p, seed, offset)
     for i, rows_q, rows_k in _sequences(cu_seqlens_q, cu_seqlens_k):
         seq_q, seq_k = rows_q.stop - rows_q.start, rows_k.stop - rows_k.start
         sequence_mask = _sequence_mask(attn_mask, seq_q, seq_k)
@@ -255,7 +257,7 @@ def attention_backward(
             _as_dense(v, rows_k),
             _as_dense(out, rows_q),
             lse[:, rows_q].unsqueeze(0),
-            None if dropped is None else dropped[i : i + 1, :, :seq_q, :seq_k],
+            _sequence_dropout(q, i, seq_q, seq_k, max_seqlen_q, max_seqlen_k, dropout_p, seed, offset),
             arguments,
         )
         dq_all[rows_q] = dq[0].transpose(0, 1).to(q.dtype)

@@ -3,6 +3,8 @@
 Philox4x32-10: J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -54,13 +56,18 @@ def dropout_mask(shape: tuple[int, ...], dropout_p: float, seed: Tensor, offset:
         offset: a multiple of 4.
         dtype: of the result.
     """
-    width = shape[-1]
-    padded_width = (width + 3) // 4 * 4
-    rows = 1
-    for size in shape[:-1]:
-        rows *= size
+    rows = torch.arange(math.prod(shape[:-1]), device=seed.device)
+    return dropout_mask_of_rows(rows, shape[-1], shape[-1], dropout_p, seed, offset, dtype).reshape(shape)
+
+
+def dropout_mask_of_rows(
+    rows: Tensor, columns: int, width: int, dropout_p: float, seed: Tensor, offset: int, dtype: torch.dtype
+) -> Tensor:
+    """The first ``columns`` columns of some rows, int64 of any shape, of the mask of a matrix [..., width]."""
+    groups = (columns + 3) // 4
     threshold = min(round(dropout_p * 2**32), 2**32 - 1)
     scale = 0.0 if dropout_p == 1.0 else 1.0 / (1.0 - dropout_p)
-    counters = torch.arange(rows * padded_width // 4, device=seed.device, dtype=torch.int64) + offset // 4
-    words = philox(counters, seed).reshape(rows, padded_width)[:, :width]
-    return ((words >= threshold).to(dtype) * scale).reshape(shape)
+    first = offset // 4 + rows * ((width + 3) // 4)
+    counters = first.unsqueeze(-1) + torch.arange(groups, device=seed.device)
+    words = philox(counters, seed).flatten(-2)[..., :columns]
+    return (words >= threshold).to(dtype) * scale
