@@ -236,6 +236,8 @@ def _print_run(run: Any) -> None:
 def _check_output(path: str) -> None:
     from fastbert.bench.results import check_writable
 
+    if not path:
+        raise BadInput("--json needs the name of a file")
     try:
         check_writable(path)
     except OSError as error:
