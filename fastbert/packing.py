@@ -5,8 +5,11 @@ after the last.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +41,14 @@ class PackedBatch:
     padded_shape: tuple[int, int] | None = None  # (batch, seq); None: never padded
 
     def __post_init__(self) -> None:
+        check_tensor("PackedBatch.values", self.values, "[total, ...]")
+        check_tensor("PackedBatch.cu_seqlens", self.cu_seqlens, "int32 [batch + 1]")
+        check_tensor("PackedBatch.position_ids", self.position_ids, "int64 [total]")
+        for name, optional in (("token_type_ids", self.token_type_ids), ("indices", self.indices)):
+            if optional is not None:
+                check_tensor(f"PackedBatch.{name}", optional, "int64 [total], or None")
+        if type(self.max_seqlen) is not int:
+            object.__setattr__(self, "max_seqlen", as_integer("PackedBatch.max_seqlen", self.max_seqlen))
         total = self.values.shape[0] if self.values.dim() else -1
         if total < 0:
             raise ValueError("PackedBatch.values is a scalar; expected [total, ...]")
@@ -74,12 +85,13 @@ class PackedBatch:
         token_type_ids: Tensor | None = None,  # int [total]
     ) -> "PackedBatch":
         """A batch that never was padded. Positions count from 0 in each sequence unless given. No synchronisation."""
+        check_tensor("values", values, "[total, ...]")
         host_lengths = _host_lengths(lengths)
         total = sum(host_lengths)
         if values.dim() == 0 or values.shape[0] != total:
             raise ValueError(f"values has shape {list(values.shape)}, but lengths add up to {total} tokens")
         cu_seqlens = _cu_seqlens(host_lengths, values.device)
-        max_seqlen = max(host_lengths, default=0)
+        max_seqlen = _largest(host_lengths)
         if position_ids is None:
             position_ids = _flat_indices(cu_seqlens, total, stride=0)
         return cls(
@@ -194,8 +206,9 @@ def pack(
 
     Raises:
         ValueError: shapes or devices that do not fit, a length outside 0..seq, mask values other than 0 and 1.
-        TypeError: a mask, lengths or ids of a dtype that is not taken.
+        TypeError: a mask, lengths or ids of a dtype that is not taken, or no tensors.
     """
+    check_tensor("padded", padded, "[batch, seq, ...]")
     if padded.dim() < 2:
         raise ValueError(f"padded has shape {list(padded.shape)}; expected [batch, seq, ...]")
     if padding_side not in ("right", "left"):
@@ -212,7 +225,7 @@ def pack(
         host_lengths = _host_lengths(lengths)
         if len(host_lengths) != batch:
             raise ValueError(f"lengths has {len(host_lengths)} entries for a batch of {batch}")
-        if max(host_lengths, default=0) > seq:
+        if _largest(host_lengths) > seq:
             raise ValueError(f"lengths has a {max(host_lengths)}, but the padded batch has {seq} columns")
     else:
         host_lengths = [seq] * batch
@@ -227,6 +240,7 @@ def pack(
             indices = _flat_indices(cu_seqlens, total, seq, at_right=padding_side == "left")
 
     def gather(name: str, ids: Tensor) -> Tensor:
+        check_tensor(name, ids, "[batch, seq], or None")
         if ids.dtype not in _INTEGERS:
             raise TypeError(f"{name} is {ids.dtype}; expected integers")
         if ids.device != device:
@@ -244,7 +258,7 @@ def pack(
     return PackedBatch(
         _gather(padded, indices),
         cu_seqlens,
-        max(host_lengths, default=0),
+        _largest(host_lengths),
         positions,
         None if token_type_ids is None else gather("token_type_ids", token_type_ids),
         host_lengths,
@@ -258,13 +272,22 @@ def unpack(packed: PackedBatch, values: Tensor | None = None, *, padding_value: 
 
     ``values`` ``[total, ...]`` replaces the batch's own, such as a model's output for its ids. A batch that never was
     padded comes out padded on the right to ``max_seqlen``. Gradients flow through.
+
+    Raises:
+        ValueError: values of another number of tokens or device, or a padding_value that integers cannot hold.
+        TypeError: no PackedBatch, or values that are no tensor.
     """
+    if not isinstance(packed, PackedBatch):
+        raise TypeError(f"packed is of type {type(packed).__name__}; expected a PackedBatch")
     if values is None:
         values = packed.values
+    check_tensor("values", values, "[total, ...], or None")
     if values.dim() == 0 or values.shape[0] != packed.total:
         raise ValueError(f"values has shape {list(values.shape)}; the batch has {packed.total} tokens")
     if values.device != packed.device:
         raise ValueError(f"values is on {values.device}, the batch on {packed.device}")
+    if not (values.is_floating_point() or values.is_complex()) and padding_value % 1 != 0:  # also NaN and Inf
+        raise ValueError(f"padding_value is {padding_value}, but values are {values.dtype}; expected an integer")
     batch, seq = packed.padded_shape or (len(packed), packed.max_seqlen)
     rest = values.shape[1:]
     if packed.total == batch * seq:
@@ -274,6 +297,24 @@ def unpack(packed: PackedBatch, values: Tensor | None = None, *, padding_value: 
         indices = _flat_indices(packed.cu_seqlens, packed.total, seq)
     flat = values.new_full((batch * seq, *rest), padding_value)
     return flat.index_copy(0, indices, values).reshape(batch, seq, *rest)
+
+
+def check_tensor(name: str, value: object, expected: str) -> None:
+    """Raises TypeError unless ``value`` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is of type {type(value).__name__}; expected a tensor {expected}")
+
+
+def as_integer(name: str, value: Any) -> int:
+    """An int, or what stands for one, such as numpy.int64; no bool. Raises TypeError for anything else."""
+    if not isinstance(value, bool):
+        with suppress(TypeError):
+            return index(value)
+    raise TypeError(f"{name} is {value!r:.60} of type {type(value).__name__}; expected an integer")
+
+
+def _largest(lengths: list[int]) -> int:
+    return max(lengths) if lengths else 0  # torch.compile warns of max(…, default=0)
 
 
 def _gather(padded: Tensor, indices: Tensor | None) -> Tensor:
@@ -313,18 +354,18 @@ def _host_lengths(lengths: Sequence[int] | Tensor) -> list[int]:
         if lengths.dim() != 1:
             raise ValueError(f"lengths has shape {list(lengths.shape)}; expected [batch]")
         host: list[int] = lengths.tolist()
+    elif not hasattr(lengths, "__iter__"):
+        raise TypeError(f"lengths is of type {type(lengths).__name__}; expected a list of integers or a tensor [batch]")
     else:
-        host = list(lengths)
-        for length in host:
-            if not isinstance(length, int) or isinstance(length, bool):
-                raise TypeError(f"lengths has {length!r} of type {type(length).__name__}; expected integers")
-    if min(host, default=0) < 0:
+        host = [n if type(n) is int else as_integer(f"lengths[{i}]", n) for i, n in enumerate(lengths)]
+    if host and min(host) < 0:
         raise ValueError(f"lengths has a {min(host)}; expected 0 or more")
     return host
 
 
 def _read_mask(mask: Tensor, batch: int, seq: int, device: torch.device) -> tuple[Tensor, list[int]]:
     """The mask as bool [batch, seq], and the number of real tokens of each row on the host, in one transfer."""
+    check_tensor("key_padding_mask", mask, "[batch, seq], or None")
     if list(mask.shape) != [batch, seq]:
         raise ValueError(
             f"key_padding_mask has shape {list(mask.shape)}; expected [{batch}, {seq}], True for real tokens"
@@ -348,6 +389,7 @@ def _read_mask(mask: Tensor, batch: int, seq: int, device: torch.device) -> tupl
 
 
 def _per_token(ids: Tensor, total: int, name: str) -> Tensor:
+    check_tensor(name, ids, "[total], or None")
     if ids.dtype not in _INTEGERS:
         raise TypeError(f"{name} is {ids.dtype}; expected integers")
     if list(ids.shape) != [total]:

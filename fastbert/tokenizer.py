@@ -1,7 +1,9 @@
 """Text to packed token ids, for now through Hugging Face's ``tokenizers``."""
 
+import copy
 import json
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import numpy
 import torch
 
-from fastbert.packing import PackedBatch
+from fastbert.packing import PackedBatch, as_integer
 
 __all__ = ["Tokenizer"]
 
@@ -19,15 +21,17 @@ _CHUNK = 4096  # texts at a time: the package's own objects take a hundred times
 
 
 class Tokenizer:
-    """A WordPiece tokenizer that gives packed batches: no text is ever padded.
-
-    Several threads may share one as long as they truncate to the same length.
-    """
+    """A WordPiece tokenizer that gives packed batches: no text is ever padded. Several threads may share one."""
 
     def __init__(self, backend: Any) -> None:
         """``backend`` is a ``tokenizers.Tokenizer``; load() makes it."""
         backend.no_padding()  # tokenizer.json may ask for it
         self._backend = backend
+        self._lock = threading.Lock()  # around the backend's truncation and the encoding that relies on it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Locks do not copy or pickle. A copy gets a backend of its own, as its lock would not guard a shared one.
+        return type(self), (copy.deepcopy(self._backend),)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, lowercase: bool = False) -> "Tokenizer":
@@ -81,33 +85,37 @@ class Tokenizer:
                 longer.
 
         Raises:
-            TypeError: a text is no string (or pair of strings), or texts is a single string.
-            ValueError: max_length leaves no room beside the special tokens.
+            TypeError: a text is no string (or pair of strings), or texts is no list of them; max_length is no integer.
+            ValueError: max_length leaves no room beside the special tokens, or a text is no valid Unicode.
         """
         pairs = check_texts(texts)
-        special = self._backend.num_special_tokens_to_add(pairs)
-        if max_length is None:
-            self._backend.no_truncation()
-        elif max_length < special:
-            raise ValueError(f"max_length is {max_length}; expected at least {special}, the number of special tokens")
-        else:
-            truncation = self._backend.truncation
-            if (
-                truncation is None
-                or truncation["max_length"] != max_length
-                or truncation["strategy"] != "longest_first"
-            ):
-                self._backend.enable_truncation(max_length, strategy="longest_first")
+        if max_length is not None:
+            max_length = as_integer("max_length", max_length)
+            special = self._backend.num_special_tokens_to_add(pairs)
+            if max_length < special:
+                raise ValueError(
+                    f"max_length is {max_length}; expected at least {special}, the number of special tokens"
+                )
         lengths: list[int] = []
         ids: list[numpy.ndarray] = []
         types: list[numpy.ndarray] = []
         for start in range(0, len(texts), _CHUNK):
-            encodings = self._backend.encode_batch_fast(list(texts[start : start + _CHUNK]))
+            with self._lock:
+                self._truncate_to(max_length)
+                encodings = self._backend.encode_batch_fast(list(texts[start : start + _CHUNK]))
             lengths += [len(encoding) for encoding in encodings]
             ids.append(_concatenated(encoding.ids for encoding in encodings))
             if pairs:
                 types.append(_concatenated(encoding.type_ids for encoding in encodings))
         return PackedBatch.from_lengths(_tensor(ids), lengths, token_type_ids=_tensor(types) if pairs else None)
+
+    def _truncate_to(self, max_length: int | None) -> None:
+        if max_length is None:
+            self._backend.no_truncation()
+            return
+        truncation = self._backend.truncation
+        if truncation is None or truncation["max_length"] != max_length or truncation["strategy"] != "longest_first":
+            self._backend.enable_truncation(max_length, strategy="longest_first")
 
 
 def _concatenated(lists: Iterable[list[int]]) -> numpy.ndarray:
@@ -119,9 +127,14 @@ def _tensor(parts: list[numpy.ndarray]) -> torch.Tensor:
 
 
 def check_texts(texts: Sequence[Any]) -> bool:
-    """Whether texts are pairs. Raises TypeError where they are neither strings nor pairs of them."""
+    """Whether texts are pairs.
+
+    Raises TypeError where they are neither strings nor pairs of them, ValueError where one is no valid Unicode.
+    """
     if isinstance(texts, str):
         raise TypeError("texts is a single string; expected a list of them: [text]")
+    if isinstance(texts, bytes) or not isinstance(texts, Sequence | numpy.ndarray):
+        raise TypeError(f"texts is of type {type(texts).__name__}; expected a list of strings")
     pairs = len(texts) > 0 and not isinstance(texts[0], str)
     for i, text in enumerate(texts):
         fits = isinstance(text, tuple | list) and len(text) == 2 and all(isinstance(part, str) for part in text)
@@ -130,6 +143,11 @@ def check_texts(texts: Sequence[Any]) -> bool:
                 f"texts[{i}] is {text!r:.60} of type {type(text).__name__}; "
                 "expected only strings, or only pairs of strings"
             )
+        for part in text if pairs else (text,):
+            try:
+                part.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"texts[{i}] is {text!r:.60}, which is no valid Unicode: {error}") from None
     return pairs
 
 
@@ -138,8 +156,10 @@ def _from_vocabulary(file: Path, tokenizers: Any) -> Any:
     config_file = file.with_name("tokenizer_config.json")
     try:
         config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{config_file} is not valid JSON (truncated?): {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{config_file} holds a JSON {type(config).__name__}; expected an object")
     vocabulary = {word: i for i, word in enumerate(file.read_text(encoding="utf-8").splitlines())}
     missing = [word for word in _SPECIAL if word not in vocabulary]
     if missing:

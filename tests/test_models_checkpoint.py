@@ -7,6 +7,7 @@ import shutil
 import struct
 import sys
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -218,6 +219,18 @@ def test_the_old_format_in_shards(folder, expected):
     assert_same(BertModel.from_pretrained(folder), expected)
 
 
+def to_parameters(tensors):
+    return {name: torch.nn.Parameter(value) for name, value in tensors.items()}
+
+
+def test_the_old_format_with_parameters(folder, expected):
+    torch.save(to_parameters(load_file(folder / checkpoint.SAFETENSORS)), folder / checkpoint.PICKLED)
+    (folder / checkpoint.SAFETENSORS).unlink()
+    model = BertModel.from_pretrained(folder)
+    assert_same(model, expected)
+    assert all(p.requires_grad and p.is_leaf for p in model.parameters())
+
+
 def test_safetensors_come_before_the_old_format(folder, expected):
     (folder / checkpoint.PICKLED).write_bytes(b"never opened")
     assert_same(BertModel.from_pretrained(folder), expected)
@@ -231,6 +244,24 @@ def test_dtypes_as_stored_and_as_asked(folder):
     assert model.dtype == torch.float32
     assert model.device == torch.device("cpu")
     assert all(p.requires_grad and p.is_leaf for p in model.parameters())
+
+
+def test_mixed_dtypes_become_the_widest_stored(folder, expected):
+    def mixed(tensors):
+        return {name: value.half() if "word_embeddings" in name else value for name, value in tensors.items()}
+
+    rewrite(folder, mixed)
+    model = BertModel.from_pretrained(folder)
+    expected["embeddings.word.weight"] = expected["embeddings.word.weight"].half().float()
+    assert_same(model, expected)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", ["float32", torch.int8, torch.float8_e4m3fn, torch.complex64], ids=str)
+def test_other_dtypes_are_refused(dtype):
+    error = TypeError if isinstance(dtype, str) else ValueError
+    with pytest.raises(error, match=r"dtype is .*(float32|int8|e4m3fn|complex64)'?; expected None or one of"):
+        BertModel.from_pretrained("no/such/folder", dtype=dtype)
 
 
 def test_loading_draws_no_random_numbers(folder):
@@ -352,11 +383,42 @@ def test_a_pickle_with_code_is_refused_and_not_run(folder, way):
 def test_an_old_file_without_tensors(folder):
     (folder / checkpoint.SAFETENSORS).unlink()
     torch.save([1, 2], folder / checkpoint.PICKLED)
-    with pytest.raises(ValueError, match="expected a state_dict"):
+    with pytest.raises(ValueError, match="holds a list; expected a state_dict"):
         BertModel.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"model_type": "bert"', "\x00\xff"], ids=repr)
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        ({5: torch.ones(1)}, "holds a Tensor under 5; expected a state_dict"),
+        ({"epoch": 3}, "holds a int under 'epoch'; expected a state_dict"),
+        ({"pooler.dense.bias": torch.ones(36).to_sparse()}, "pooler.dense.bias is torch.sparse_coo; expected a dense"),
+        ({"pooler.dense.bias": torch.ones(36, device="meta")}, "pooler.dense.bias is on the meta device; expected a"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*parse invariant checks:UserWarning")
+def test_an_old_file_with_other_values(folder, extra, message):
+    torch.save(load_file(folder / checkpoint.SAFETENSORS) | extra, folder / checkpoint.PICKLED)
+    (folder / checkpoint.SAFETENSORS).unlink()
+    with pytest.raises(ValueError, match=message):
+        BertModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "content", [b"abc", b"\x80\x02.", b"\x80\x02}q\x00h\x07.", b"\x80\x02]q\x00X\x01\x00\x00\x00as.", b"(d"], ids=repr
+)
+def test_an_old_file_of_anything(folder, content):
+    (folder / checkpoint.SAFETENSORS).unlink()
+    (folder / checkpoint.PICKLED).write_bytes(content)
+    with pytest.raises(ValueError, match=r"pytorch_model.bin is"):
+        BertModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", '{"model_type": "bert"', "\x00\xff", "[" * 100000],
+    ids=["empty", "brace", "half", "bytes", "deep"],
+)
 def test_truncated_config(folder, text):
     (folder / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=r"config.json is not valid JSON"):
@@ -389,6 +451,15 @@ def test_config_that_is_no_object(folder):
         ({"intermediate_size": 55.0}, "intermediate_size is 55.0"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),
         ({"max_position_embeddings": 0}, "max_position_embeddings is 0"),
+        ({"hidden_act": ["gelu"]}, r"hidden_act is \['gelu'\]; expected one of gelu, "),
+        ({"architectures": 5, "model_type": ...}, "architectures is 5; expected a list of names"),
+        ({"architectures": 5, "model_type": "t5"}, "architectures is 5; expected a list of names"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is .*; quantized checkpoints are not read"),
+        ({"vocab_size": 2**62}, "vocab_size is 4611686018427387904; expected at most 268435456"),
+        ({"layer_norm_eps": float("inf")}, "layer_norm_eps is inf; expected a positive, finite"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan; expected a positive, finite"),
+        ({"layer_norm_eps": 10**400}, "layer_norm_eps is 1000*; expected a positive, finite"),
+        ({"initializer_range": float("inf")}, "initializer_range is inf; expected a finite"),
         ({"layer_norm_eps": 0}, "layer_norm_eps is 0; expected a positive"),
         ({"layer_norm_eps": None}, "layer_norm_eps is None"),
         ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5"),
@@ -423,7 +494,20 @@ def without(name):
         ),
         (without("embeddings.LayerNorm.bias"), "lacks 1 .*: embeddings.LayerNorm.bias"),
         (without("pooler.dense.bias"), r"lacks 1 .*: pooler.dense.bias. The checkpoint has no pooler"),
-        (lambda tensors: {"something": torch.ones(1)}, "lacks 39 of the 39 .* and 34 more"),
+        (lambda tensors: {"embeddings.something": torch.ones(1)}, "has 1 tensors; its config asks for 2 layers"),
+        (
+            lambda tensors: dict(list(tensors.items())[:3]),
+            r"lacks 36 of the 39 .* and 31 more",
+        ),
+        (
+            lambda tensors: {f"module.{name}": value for name, value in tensors.items()},
+            r"none of a BERT's tensors, such as .*; it has module.embeddings.LayerNorm.bias, .* and 34 more",
+        ),
+        (lambda tensors: {}, "none of a BERT's tensors, .*; it has no tensor"),
+        (
+            lambda tensors: tensors | {"embeddings.LayerNorm.gamma": torch.ones(36)},
+            "has both embeddings.LayerNorm.(gamma|weight) and embeddings.LayerNorm.(gamma|weight); expected one",
+        ),
         (
             lambda tensors: tensors | {"embeddings.word_embeddings.weight": torch.zeros(98, 36)},
             r"embeddings.word_embeddings.weight has shape \[98, 36\]; the config expects \[97, 36\]",
@@ -450,6 +534,25 @@ def test_tensors_that_do_not_fit_the_config(folder, change, message):
     rewrite(folder, change)
     with pytest.raises(ValueError, match=message):
         BertModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("layers", [100_000, 2**28])
+def test_more_layers_than_could_be_built(folder, layers, monkeypatch):
+    edit_config(folder, num_hidden_layers=layers)
+    monkeypatch.setattr(BertModel, "__init__", lambda *_: pytest.fail("a model was built before its names were known"))
+    with pytest.raises(ValueError, match=f"has 39 tensors; its config asks for {layers} layers"):
+        BertModel.from_pretrained(folder)
+
+
+def test_config_takes_numpys_integers():
+    config = BertConfig(hidden_size=numpy.int64(48), pad_token_id=numpy.int32(1))
+    assert config == BertConfig(hidden_size=48, pad_token_id=1)
+    assert type(config.hidden_size) is type(config.pad_token_id) is int
+
+
+def test_config_hashes():
+    assert hash(BertConfig()) == hash(BertConfig(extra={"id2label": {"0": "yes"}}))
+    assert len({BertConfig(), BertConfig(), BertConfig(hidden_size=48)}) == 2
 
 
 def test_config_round_trip():

@@ -1,7 +1,9 @@
 """Packing and unpacking: every padding, one transfer at most, gradients."""
 
+import logging
 import warnings
 
+import numpy
 import pytest
 import torch
 
@@ -48,7 +50,7 @@ def test_padding_is_not_read():
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("kind", [list, tuple, torch.tensor, lambda x: torch.tensor(x, dtype=torch.int32)])
+@pytest.mark.parametrize("kind", [list, tuple, torch.tensor, lambda x: torch.tensor(x, dtype=torch.int32), numpy.array])
 def test_lengths_equal_the_mask_they_stand_for(side, kind):
     lengths = [3, 0, 5, 1]
     mask = torch.zeros(4, 5, dtype=torch.bool)
@@ -192,6 +194,18 @@ def test_compiles_with_lengths_from_the_host():
     assert torch.equal(compiled(x), there_and_back(x))
 
 
+def test_compiles_with_symbolic_sizes_without_a_warning(monkeypatch):
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    monkeypatch.setattr(logging.getLogger("torch._dynamo"), "handlers", [handler])
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: unpack(pack(x, lengths=[x.shape[1]] * 3)), dynamic=True, backend="eager")
+    x = torch.randn(3, 5, 2)
+    assert torch.equal(compiled(x), x)
+    assert [record.getMessage() for record in records] == []
+
+
 def test_to_and_repr():
     packed = pack(torch.randn(3, 5), torch.tensor(MASKS["right"]))
     half = packed.to(dtype=torch.bfloat16)
@@ -207,7 +221,24 @@ def test_to_and_repr():
     assert "1 sequences, 2 tokens, longest 2;" in repr(PackedBatch.from_lengths(torch.ones(2, 3), [2]))
 
 
+def test_integers_of_numpy_become_ints():
+    packed = PackedBatch.from_lengths(torch.zeros(3), [numpy.int64(1), numpy.uint8(2)])
+    assert packed.lengths == [1, 2]
+    assert {type(length) for length in packed.lengths} == {int}
+    again = PackedBatch(packed.values, packed.cu_seqlens, numpy.int64(2), packed.position_ids)
+    assert type(again.max_seqlen) is int
+
+
+def test_padding_values():
+    packed = pack(torch.ones(2, 2), lengths=[2, 1])
+    assert unpack(packed, padding_value=float("nan"))[1, 1].isnan()
+    ids = pack(torch.ones(2, 2, dtype=torch.int64), lengths=[2, 1])
+    assert unpack(ids, padding_value=-100).tolist() == [[1, 1], [1, -100]]
+    assert unpack(ids, padding_value=7.0).tolist() == [[1, 1], [1, 7]]
+
+
 X = torch.zeros(3, 5)
+IDS = torch.zeros(3, 5, dtype=torch.int64)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +269,22 @@ X = torch.zeros(3, 5)
             ValueError,
             "token_type_ids is on meta",
         ),
+        (lambda: pack([[1, 2]]), TypeError, r"padded is of type list; expected a tensor \[batch, seq"),
+        (lambda: pack(X, [[1] * 5] * 3), TypeError, "key_padding_mask is of type list; expected a tensor"),
+        (lambda: pack(X, lengths=3), TypeError, "lengths is of type int; expected a list of integers"),
+        (lambda: pack(X, lengths=[1, True, 2]), TypeError, r"lengths\[1\] is True of type bool"),
+        (lambda: pack(X, lengths=numpy.ones((3, 2), int)), TypeError, r"lengths\[0\] is .* of type ndarray"),
+        (lambda: pack(X, lengths=numpy.ones(3)), TypeError, r"lengths\[0\] is .* of type float64"),
+        (lambda: pack(X, position_ids=[0]), TypeError, "position_ids is of type list"),
+        (lambda: pack(X, token_type_ids=[0]), TypeError, "token_type_ids is of type list"),
+        (lambda: unpack(X), TypeError, "packed is of type Tensor; expected a PackedBatch"),
+        (lambda: unpack(pack(X), [0.0] * 15), TypeError, "values is of type list"),
+        (lambda: unpack(pack(IDS), padding_value=float("nan")), ValueError, "nan, but values are torch.int64"),
+        (lambda: unpack(pack(IDS), padding_value=float("inf")), ValueError, "inf, but values are torch.int64"),
+        (lambda: unpack(pack(IDS), padding_value=1.5), ValueError, "1.5, but values are torch.int64; expected an int"),
+        (lambda: PackedBatch.from_lengths([1, 2], [2]), TypeError, "values is of type list"),
+        (lambda: PackedBatch.from_lengths(X, None), TypeError, "lengths is of type NoneType"),
+        (lambda: PackedBatch.from_lengths(X, [3], position_ids=[0, 1, 2]), TypeError, "position_ids is of type list"),
         (lambda: unpack(pack(X), torch.zeros(14)), ValueError, r"\[14\]; the batch has 15"),
         (lambda: unpack(pack(X), torch.zeros(15, device="meta")), ValueError, "meta"),
         (lambda: PackedBatch.from_lengths(torch.zeros(4), [1, 2]), ValueError, "add up to 3"),
@@ -290,3 +337,12 @@ def test_a_batch_that_makes_no_sense_is_not_made(changes, message):
     }
     with pytest.raises(ValueError, match=message):
         PackedBatch(**(fields | changes))
+
+
+@pytest.mark.parametrize("name", ["values", "cu_seqlens", "max_seqlen", "position_ids", "token_type_ids", "indices"])
+def test_a_batch_of_something_else_is_not_made(name):
+    ids = torch.zeros(4, dtype=torch.int64)
+    fields = {"values": ids, "cu_seqlens": torch.tensor([0, 4], dtype=torch.int32), "max_seqlen": 4}
+    wrong = 17.5 if name == "max_seqlen" else [0, 4]
+    with pytest.raises(TypeError, match=f"PackedBatch.{name} is .*; expected"):
+        PackedBatch(**({"position_ids": ids} | fields | {name: wrong}))

@@ -1,10 +1,14 @@
 """Text to embeddings, against sentence-transformers; the tokenizer's packed batches, against transformers' tokenizer."""
 
+import copy
 import json
 import os
+import pickle
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy
 import pytest
 import torch
 
@@ -148,14 +152,38 @@ def test_bfloat16_gives_float32_embeddings():
     assert (actual * expected).sum(-1).min() > 0.999
 
 
-def test_a_model_in_training_is_put_back(encoder):
-    encoder.model.train()
+@pytest.mark.parametrize("part", ["", "embeddings", "layers.3.attention"])
+def test_a_model_in_training_is_refused_and_left_as_it_is(encoder, part):
+    encoder.model.get_submodule(part).train()
+    before = [module.training for module in encoder.model.modules()]
     try:
-        assert torch.equal(encoder.encode(TEXTS[:2]), encoder.encode(TEXTS[:2]))
-        assert encoder.model.training
-        assert encoder.model.layers[0].training
+        with pytest.raises(RuntimeError, match=rf"{part}.*in training mode.* call model.eval\(\) first"):
+            encoder.encode(TEXTS[:2])
+        assert [module.training for module in encoder.model.modules()] == before
     finally:
         encoder.model.eval()
+    assert torch.equal(encoder.encode(TEXTS[:2]), encoder.encode(TEXTS[:2]))
+
+
+def test_threads_may_truncate_to_different_lengths(encoder):
+    texts = ["word " * 300] * 5
+    limits = [7, 50, 128, 255] * 50
+    with ThreadPoolExecutor(4) as pool:
+        batches = list(pool.map(lambda limit: encoder.tokenize(texts, max_length=limit), limits))
+    assert [set(batch.lengths) for batch in batches] == [{limit} for limit in limits]
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_tokenizers_copy_and_pickle(encoder, again):
+    other = again(encoder.tokenizer)
+    assert torch.equal(other.encode(TEXTS, max_length=9).values, encoder.tokenize(TEXTS, max_length=9).values)
+    assert other._backend is not encoder.tokenizer._backend, "two locks do not guard one backend"
+
+
+def test_integers_and_texts_of_numpy(encoder):
+    texts = numpy.array(TEXTS[:3])
+    actual = encoder.encode(texts, batch_size=numpy.int64(2), max_length=numpy.int32(9))
+    assert torch.equal(actual, encoder.encode(TEXTS[:3], batch_size=2, max_length=9))
 
 
 def test_without_modules_json_it_is_mean_pooling_without_normalisation(minilm_copy, encoder):
@@ -214,6 +242,12 @@ def test_the_oldest_tokenizer_is_a_vocabulary(minilm_copy):
     replace(minilm_copy / "vocab.txt", "just\nwords\n")
     with pytest.raises(ValueError, match=r"lacks .*\[UNK\]"):
         Tokenizer.load(minilm_copy)
+    replace(minilm_copy / "tokenizer_config.json", "[1]")
+    with pytest.raises(ValueError, match=r"tokenizer_config.json holds a JSON list; expected an object"):
+        Tokenizer.load(minilm_copy)
+    replace(minilm_copy / "tokenizer_config.json", "[" * 100000)
+    with pytest.raises(ValueError, match=r"tokenizer_config.json is not valid JSON"):
+        Tokenizer.load(minilm_copy)
 
 
 # What can be wrong
@@ -227,6 +261,17 @@ def test_the_oldest_tokenizer_is_a_vocabulary(minilm_copy):
         (lambda e: e.encode([1]), TypeError, r"texts\[0\] is 1 of type int"),
         (lambda e: e.encode([("a", "b")]), TypeError, "pairs"),
         (lambda e: e.tokenizer.encode([("a", "b"), "c"]), TypeError, r"texts\[1\] is 'c'"),
+        (lambda e: e.encode(None), TypeError, "texts is of type NoneType; expected a list of strings"),
+        (lambda e: e.encode(iter("ab")), TypeError, "texts is of type str_.*iterator; expected a list"),
+        (lambda e: e.encode({"a": 1}), TypeError, "texts is of type dict"),
+        (lambda e: e.encode(b""), TypeError, "texts is of type bytes"),
+        (lambda e: e.encode(["a", "b\ud800"]), ValueError, r"texts\[1\] is 'b\\ud800', which is no valid Unicode"),
+        (lambda e: e.tokenizer.encode([("a", "\udfff")]), ValueError, r"texts\[0\] is .*no valid Unicode"),
+        (lambda e: e.encode(["a"], batch_size="3"), TypeError, "batch_size is '3' of type str; expected an integer"),
+        (lambda e: e.encode(["a"], batch_size=1.5), TypeError, "batch_size is 1.5 of type float"),
+        (lambda e: e.encode(["a"], max_length="3"), TypeError, "max_length is '3' of type str"),
+        (lambda e: e.tokenizer.encode(["a"], max_length=3.0), TypeError, "max_length is 3.0 of type float"),
+        (lambda e: SentenceEncoder(e.model, e.tokenizer, max_seq_length=9.5), TypeError, "max_seq_length is 9.5"),
         (lambda e: e.encode(["a"], batch_size=0), ValueError, "batch_size is 0"),
         (lambda e: e.encode(["a"], max_length=1), ValueError, "max_length is 1; expected at least 2"),
         (lambda e: e.encode(["a"], max_length=513), ValueError, "max_length is 513; the model takes at most 512"),
@@ -280,6 +325,24 @@ def test_only_special_tokens_fit(encoder):
         ),
         ("1_Pooling/config.json", None, FileNotFoundError, "1_Pooling/config.json does not exist"),
         ("sentence_bert_config.json", "[]", ValueError, "sentence_bert_config.json holds a JSON list"),
+        (
+            "sentence_bert_config.json",
+            {"max_seq_length": "9"},
+            ValueError,
+            "max_seq_length is '9'; expected an integer",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": ["x"], "default_prompt_name": "a"},
+            ValueError,
+            "config_sentence_transformers.json has no readable prompts",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"a": 5}, "default_prompt_name": "a"},
+            ValueError,
+            "the prompt 'a' is 5; expected a string",
+        ),
         ("tokenizer.json", '{"version": "1.0", ', ValueError, "tokenizer.json is not a readable"),
         ("config.json", {"model_type": "t5"}, ValueError, "model_type is 't5'"),
     ],

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from fastbert import functional as F
 from fastbert.models import checkpoint
-from fastbert.models.bert_names import fill_from_checkpoint, to_checkpoint
+from fastbert.models.bert_names import FLOATS, fill_from_checkpoint, match_names, to_checkpoint
 from fastbert.models.config import BertConfig
 from fastbert.models.pooling import cls_pool
 from fastbert.nn import Embeddings, TransformerBlock, initialize
-from fastbert.packing import PackedBatch, pack, unpack
+from fastbert.packing import PackedBatch, check_tensor, pack, unpack
 
 
 class BertOutput(NamedTuple):
@@ -92,7 +92,8 @@ class BertModel(nn.Module):
         Args:
             path_or_hub_id: a folder with config.json and model.safetensors (or its shards, or pytorch_model.bin with
                 nothing but tensors), or an id on the Hugging Face hub.
-            dtype: of the parameters; as stored unless given.
+            dtype: of the parameters, float32, bfloat16, float16 or float64; as stored unless given, and the widest of
+                those stored where a file mixes them.
             device: of the parameters; the CPU unless given.
             revision: branch, tag or commit on the hub.
             add_pooling_layer: whether the checkpoint's pooler is wanted.
@@ -100,18 +101,24 @@ class BertModel(nn.Module):
         Raises:
             FileNotFoundError: no such folder, or a file of it is missing.
             ValueError: a truncated or damaged file, another architecture, tensors that do not fit the configuration, a
-                pickle that holds more than tensors.
+                pickle that holds more than tensors; another dtype than the four.
+            TypeError: dtype is no torch.dtype.
             ImportError: a hub id without huggingface_hub.
         """
+        if dtype is not None and dtype not in FLOATS:
+            error = ValueError if isinstance(dtype, torch.dtype) else TypeError
+            raise error(f"dtype is {dtype!r}; expected None or one of {', '.join(map(str, FLOATS))}")
         folder = checkpoint.find_folder(path_or_hub_id, revision)
         values = checkpoint.read_config(folder)
         try:
             config = BertConfig.from_dict(values)
-        except ValueError as error:
-            raise ValueError(f"{folder / checkpoint.CONFIG}: {error}") from error
+        except ValueError as reason:
+            raise ValueError(f"{folder / checkpoint.CONFIG}: {reason}") from reason
+        tensors = checkpoint.open_tensors(folder)
+        names = match_names(tensors.names(), folder, config.num_hidden_layers, add_pooling_layer)
         with torch.device("meta"):  # no memory and no random numbers for what the checkpoint fills
             model = cls(config, add_pooling_layer)
-        fill_from_checkpoint(model, checkpoint.open_tensors(folder), folder, dtype, device)
+        fill_from_checkpoint(model, tensors, names, folder, dtype, device)
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -160,7 +167,7 @@ class BertModel(nn.Module):
         Raises:
             IndexError: a token id, position or token type outside its table (on CPU; elsewhere under fastbert.debug()).
             ValueError: shapes or devices that do not fit, or more tokens than max_position_embeddings.
-            TypeError: ids that are no integers.
+            TypeError: ids that are no integers, or arguments that are no tensors.
         """
         if isinstance(input_ids, PackedBatch):
             if attention_mask is not None or token_type_ids is not None or position_ids is not None:
@@ -177,6 +184,8 @@ class BertModel(nn.Module):
             return BertOutput(hidden, pooled, states, batch.cu_seqlens)
 
         self._check_ids(input_ids, 2)
+        if attention_mask is not None:
+            check_tensor("attention_mask", attention_mask, "[batch, seq], or None")
         if position_ids is None:
             self._check_length(input_ids.shape[1])
         batch = pack(input_ids, attention_mask, position_ids=position_ids, token_type_ids=token_type_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from fastbert.models.bert import BertModel
 
 _PARTS = ("embeddings.", "encoder.", "pooler.")
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _SHOWN = 5  # names in an error message
 
 
@@ -44,22 +45,20 @@ def name_table(layers: int, pooler: bool) -> dict[str, tuple[str, ...]]:
     return table
 
 
-def fill_from_checkpoint(
-    model: BertModel,  # on the meta device
-    tensors: Tensors,
-    folder: Path,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-) -> None:
-    """Gives every parameter its memory and the checkpoint's values.
+def match_names(in_files: list[str], folder: Path, layers: int, pooler: bool) -> dict[str, list[str]]:
+    """Our parameter → its parts' names in the files. Raises ValueError naming what is missing, left over or twice there.
 
-    Raises ValueError naming what is missing, left over, of another shape than the configuration says, or no float.
+    Before there is a model: a damaged config may ask for more layers than could ever be built.
     """
-    stored = _canonical(tensors.names())  # Hugging Face's name → the one in the file
-    parameters = dict(model.named_parameters())
-    table = name_table(len(model.layers), model.pooler is not None)
-    assert table.keys() == parameters.keys()
-
+    stored = _canonical(in_files, folder)  # Hugging Face's name → the one in the file
+    if not stored:
+        raise ValueError(
+            f"{folder} has none of a BERT's tensors, such as embeddings.word_embeddings.weight; "
+            f"it has {_some(sorted(in_files)) or 'no tensor'}"
+        )
+    if layers > len(stored):
+        raise ValueError(f"{folder} has {len(stored)} tensors; its config asks for {layers} layers (num_hidden_layers)")
+    table = name_table(layers, pooler)
     wanted = {name for names in table.values() for name in names}
     missing = sorted(wanted - stored.keys())
     if missing:
@@ -69,30 +68,47 @@ def fill_from_checkpoint(
         raise ValueError(
             f"{folder} lacks {len(missing)} of the {len(wanted)} tensors its config asks for: {_some(missing)}{hint}"
         )
-    extra = sorted(name for name in stored.keys() - wanted if not (model.pooler is None and name.startswith("pooler.")))
+    extra = sorted(name for name in stored.keys() - wanted if pooler or not name.startswith("pooler."))
     if extra:
         raise ValueError(f"{folder} has {len(extra)} tensors that its config has no place for: {_some(extra)}")
+    return {ours: [stored[name] for name in names] for ours, names in table.items()}
 
-    filled: dict[str, Tensor] = {}
-    for ours, names in table.items():
-        parts = [tensors.read(stored[name]) for name in names]
+
+@torch.no_grad()
+def fill_from_checkpoint(
+    model: BertModel,  # on the meta device
+    tensors: Tensors,
+    names_in_files: dict[str, list[str]],  # from match_names
+    folder: Path,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> None:
+    """Gives every parameter its memory and the checkpoint's values.
+
+    Raises ValueError naming what is of another shape than the configuration says, or no float.
+    """
+    parameters = dict(model.named_parameters())
+    assert names_in_files.keys() == parameters.keys()
+    stored: dict[str, list[Tensor]] = {}
+    for ours, names in names_in_files.items():
+        parts = stored[ours] = [tensors.read(name) for name in names]
         shape = list(parameters[ours].shape)
         shape[0] //= len(parts)
         for name, part in zip(names, parts, strict=True):
             if list(part.shape) != shape:
                 raise ValueError(f"{folder}: {name} has shape {list(part.shape)}; the config expects {shape}")
-            if part.dtype not in _FLOATS:
+            if part.dtype not in FLOATS:
                 raise ValueError(
                     f"{folder}: {name} is {part.dtype}; expected floating point (quantized checkpoints are not read)"
                 )
-        dtype = dtype or parts[0].dtype  # as stored: all take the first one's, the word embeddings'
+    # As stored; where a file mixes dtypes the widest, which loses nothing.
+    dtype = dtype or reduce(torch.promote_types, {part.dtype for parts in stored.values() for part in parts})
+    for ours, parts in stored.items():
         # One copy out of the file, which may be mapped into memory: to the dtype, the device and the merged place at
         # once.
         whole = torch.empty(parameters[ours].shape, dtype=dtype, device=device)
         for place, part in zip(whole.chunk(len(parts)), parts, strict=True):
             place.copy_(part)
-        filled[ours] = whole
-    for ours, whole in filled.items():
         module_name, _, kind = ours.rpartition(".")
         model.get_submodule(module_name).register_parameter(kind, nn.Parameter(whole))
 
@@ -106,10 +122,10 @@ def to_checkpoint(model: BertModel) -> dict[str, Tensor]:
     return tensors
 
 
-def _canonical(names: list[str]) -> dict[str, str]:
+def _canonical(names: list[str], folder: Path) -> dict[str, str]:
     """The encoder's tensors as BertModel calls them → their names in the file, without heads and position buffer."""
     prefix = "bert." if any(name.startswith("bert.") for name in names) else ""
-    canonical = {}
+    canonical: dict[str, str] = {}
     for name in names:
         short = name.removeprefix(prefix)
         if not name.startswith(prefix) or not short.startswith(_PARTS) or short == "embeddings.position_ids":
@@ -118,6 +134,8 @@ def _canonical(names: list[str]) -> dict[str, str]:
             short = short.removesuffix("gamma") + "weight"
         elif short.endswith(".beta"):
             short = short.removesuffix("beta") + "bias"
+        if short in canonical:
+            raise ValueError(f"{folder} has both {canonical[short]} and {name}; expected one of them")
         canonical[short] = name
     return canonical
 

@@ -76,7 +76,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON (truncated?): {error}") from error
 
 
@@ -123,8 +123,16 @@ class _Pickled:
         for path in files:
             with _explained(path):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-                raise ValueError(f"{path} does not hold a dictionary of tensors; expected a state_dict")
+            if not isinstance(content, dict):
+                raise ValueError(f"{path} holds a {type(content).__name__}; expected a state_dict")
+            for name, value in content.items():
+                if not isinstance(name, str) or not isinstance(value, Tensor):
+                    raise ValueError(
+                        f"{path} holds a {type(value).__name__} under {name!r}; expected a state_dict, names and tensors"
+                    )
+                if value.layout != torch.strided or value.is_meta:
+                    form = "on the meta device" if value.is_meta else value.layout
+                    raise ValueError(f"{path}: {name} is {form}; expected a dense tensor")
             self._tensors.update(content)
 
     def names(self) -> list[str]:
@@ -184,7 +192,8 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
     except (FileNotFoundError, PermissionError):
         raise
-    except (RuntimeError, EOFError, OSError) as error:  # torch.load seeks before the start of a truncated file
+    # torch.load seeks before the start of a truncated file, and its unpickler trusts what it reads.
+    except (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is truncated or not a file of torch.save: {error}") from error
 
 

@@ -1,8 +1,11 @@
 """BERT's configuration, under Hugging Face's names."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from fastbert.packing import as_integer
 
 # transformers' names on the left, fastbert.functional's on the right.
 ACTIVATIONS = {
@@ -20,7 +23,10 @@ _UNSUPPORTED = {
     "position_embedding_type": ((None, "absolute"), "only absolute position embeddings are supported"),
     "is_decoder": ((None, False), "only the encoder is supported"),
     "add_cross_attention": ((None, False), "cross-attention is not supported"),
+    "quantization_config": ((None,), "quantized checkpoints are not read"),
 }
+
+_LARGEST = 2**28  # far above every BERT; the bytes of a table of this by this still fit int64
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class BertConfig:
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 0
-    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
     def __post_init__(self) -> None:
         for name in (
@@ -59,37 +65,52 @@ class BertConfig:
             "max_position_embeddings",
             "type_vocab_size",
         ):
-            value = getattr(self, name)
+            value = self._integer(name, "an integer")
             smallest = 0 if name == "num_hidden_layers" else 1
-            if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+            if value < smallest:
                 raise ValueError(f"{name} is {value!r}; expected an integer, at least {smallest}")
+            if value > _LARGEST:
+                raise ValueError(f"{name} is {value!r}; expected at most {_LARGEST}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             value = getattr(self, name)
             if not _is_number(value) or not 0.0 <= value < 1.0:
                 raise ValueError(f"{name} is {value!r}; expected a probability, at least 0 and less than 1")
         if not _is_number(self.layer_norm_eps) or not self.layer_norm_eps > 0.0:
-            raise ValueError(f"layer_norm_eps is {self.layer_norm_eps!r}; expected a positive number")
+            raise ValueError(f"layer_norm_eps is {self.layer_norm_eps!r}; expected a positive, finite number")
         if not _is_number(self.initializer_range) or not self.initializer_range >= 0.0:
-            raise ValueError(f"initializer_range is {self.initializer_range!r}; expected a number, at least 0")
+            raise ValueError(f"initializer_range is {self.initializer_range!r}; expected a finite number, at least 0")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size is {self.hidden_size}; "
                 f"expected a multiple of num_attention_heads, {self.num_attention_heads}"
             )
-        if self.hidden_act not in ACTIVATIONS:
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act is {self.hidden_act!r}; expected one of {', '.join(ACTIVATIONS)}")
-        pad = self.pad_token_id
-        if pad is not None and (not isinstance(pad, int) or isinstance(pad, bool) or not 0 <= pad < self.vocab_size):
-            raise ValueError(f"pad_token_id is {pad!r}; expected None or an id below vocab_size, {self.vocab_size}")
+        if self.pad_token_id is not None:
+            expected = f"None or an id below vocab_size, {self.vocab_size}"
+            pad = self._integer("pad_token_id", expected)
+            if not 0 <= pad < self.vocab_size:
+                raise ValueError(f"pad_token_id is {pad!r}; expected {expected}")
         for name, (harmless, complaint) in _UNSUPPORTED.items():
             if self.extra.get(name) not in harmless:
                 raise ValueError(f"{name} is {self.extra[name]!r}; {complaint}")
+
+    def _integer(self, name: str, expected: str) -> int:
+        value = getattr(self, name)
+        try:
+            integer = as_integer(name, value)
+        except TypeError:
+            raise ValueError(f"{name} is {value!r}; expected {expected}") from None
+        object.__setattr__(self, name, integer)  # an int, where it was numpy's
+        return integer
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BertConfig":
         """From the content of a config.json. Raises ValueError where it describes another architecture."""
         model_type = values.get("model_type")
         architectures = values.get("architectures") or []
+        if not isinstance(architectures, list | tuple):
+            raise ValueError(f"architectures is {architectures!r}; expected a list of names")
         if model_type is None:
             others = [name for name in architectures if not str(name).startswith("Bert")]
             if others:
@@ -115,4 +136,7 @@ class BertConfig:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an int above every float
+        return False

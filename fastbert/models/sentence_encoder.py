@@ -12,7 +12,7 @@ from torch import Tensor
 from fastbert.models import checkpoint
 from fastbert.models.bert import BertModel
 from fastbert.models.pooling import cls_pool, mean_pool, normalize
-from fastbert.packing import PackedBatch
+from fastbert.packing import PackedBatch, as_integer
 from fastbert.tokenizer import Tokenizer, check_texts
 
 _POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": mean_pool, "cls": cls_pool}
@@ -65,6 +65,8 @@ class SentenceEncoder:
         if pooling not in _POOLINGS:
             raise ValueError(f"pooling is {pooling!r}; expected one of {', '.join(_POOLINGS)}")
         limit = model.config.max_position_embeddings
+        if max_seq_length is not None:
+            max_seq_length = as_integer("max_seq_length", max_seq_length)
         if max_seq_length is not None and not 1 <= max_seq_length <= limit:
             raise ValueError(
                 f"max_seq_length is {max_seq_length}; expected 1 to {limit}, the model's max_position_embeddings"
@@ -123,7 +125,7 @@ class SentenceEncoder:
         limit = self.model.config.max_position_embeddings
         if max_length is None:
             max_length = self.max_seq_length
-        elif max_length > limit:
+        elif as_integer("max_length", max_length) > limit:
             raise ValueError(f"max_length is {max_length}; the model takes at most {limit} (max_position_embeddings)")
         if self.prompt:
             texts = [self.prompt + text for text in texts]
@@ -148,28 +150,31 @@ class SentenceEncoder:
             max_length: tokens to truncate to, special tokens included; max_seq_length unless given.
 
         Raises:
-            TypeError: texts is a single string or holds something else than strings.
-            ValueError: batch_size or max_length is out of range.
+            TypeError: texts is a single string or holds something else than strings; batch_size or max_length is no
+                integer.
+            ValueError: batch_size or max_length is out of range, or a text is no valid Unicode.
+            RuntimeError: the model, or a part of it, is in training mode. As threads may share the model, its mode is
+                not changed here.
         """
+        for name, part in self.model.named_modules():
+            if part.training:
+                raise RuntimeError(
+                    f"{f'model.{name}' if name else 'the model'} is in training mode, where embeddings would be "
+                    "random; call model.eval() first"
+                )
+        batch_size = as_integer("batch_size", batch_size)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         tokens = self.tokenize(texts, max_length=max_length)
         lengths = tokens.host_lengths()
         embeddings = torch.empty(len(lengths), self.model.config.hidden_size, dtype=torch.float32, device=self.device)
         ids = tokens.split()
-        training = self.model.training
-        if training:
-            self.model.eval()
-        try:
-            for members in _batches(lengths, batch_size * tokens.max_seqlen):
-                values = torch.cat([ids[i] for i in members])
-                batch = PackedBatch.from_lengths(values, [lengths[i] for i in members])
-                batch = batch.to(self.device, non_blocking=True)
-                pooled = _POOLINGS[self.pooling](self.model(batch).last_hidden_state, batch.cu_seqlens)
-                embeddings.index_copy_(0, torch.tensor(members).to(self.device, non_blocking=True), pooled.float())
-        finally:
-            if training:
-                self.model.train()
+        for members in _batches(lengths, batch_size * tokens.max_seqlen):
+            values = torch.cat([ids[i] for i in members])
+            batch = PackedBatch.from_lengths(values, [lengths[i] for i in members])
+            batch = batch.to(self.device, non_blocking=True)
+            pooled = _POOLINGS[self.pooling](self.model(batch).last_hidden_state, batch.cu_seqlens)
+            embeddings.index_copy_(0, torch.tensor(members).to(self.device, non_blocking=True), pooled.float())
         if self.normalize if normalize is None else normalize:
             embeddings = _normalized(embeddings)
         return embeddings
@@ -219,15 +224,27 @@ def _read_recipe(folder: Path) -> _Recipe:
     model_folder, pooling_folder = (_inside(folder, module, modules_file) for module in modules[:2])
 
     limits = _read_optional(model_folder / "sentence_bert_config.json")
-    prompts = _read_optional(folder / "config_sentence_transformers.json")
+    longest = limits.get("max_seq_length")
+    if longest is not None and type(longest) is not int:
+        raise ValueError(
+            f"{model_folder / 'sentence_bert_config.json'}: max_seq_length is {longest!r}; expected an integer"
+        )
+    prompts_file = folder / "config_sentence_transformers.json"
+    prompts = _read_optional(prompts_file)
     default_prompt = prompts.get("default_prompt_name")
+    try:
+        prompt = prompts["prompts"].get(default_prompt, "") if default_prompt and "prompts" in prompts else ""
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{prompts_file} has no readable prompts: {error}") from error
+    if not isinstance(prompt, str):
+        raise ValueError(f"{prompts_file}: the prompt {default_prompt!r} is {prompt!r}; expected a string")
     return _Recipe(
         model_folder,
         _read_pooling(pooling_folder / checkpoint.CONFIG),
         "Normalize" in kinds,
-        limits.get("max_seq_length"),
+        longest,
         bool(limits.get("do_lower_case", False)),
-        prompts.get("prompts", {}).get(default_prompt, "") if default_prompt else "",
+        prompt,
     )
 
 
