@@ -176,9 +176,7 @@ def _bench(options: argparse.Namespace, command: list[str]) -> int:
 
     options.device = _device(options.device)
     try:
-        cases = select(
-            all_cases(), suite=options.suite, case=options.case, quick=options.quick, device=options.device
-        )
+        cases = select(all_cases(), suite=options.suite, case=options.case, quick=options.quick, device=options.device)
     except UnknownSelection as error:
         raise BadInput(str(error)) from None
     if options.list:

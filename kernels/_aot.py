@@ -27,11 +27,22 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastbert.kernels import layer_norm
+from fastbert.kernels import attention, attention_backward, attention_decode, layer_norm
 from fastbert.kernels._launch import INTERPRETED, AotCase, Device, Launch, recorded_launches
 
 #: Every kernel module; each has `aot_cases()`.
-MODULES = (layer_norm,)
+MODULES = (layer_norm, attention, attention_backward, attention_decode)
+
+
+@dataclasses.dataclass(frozen=True)
+class Multiprocessor:
+    """What the programs that live on one multiprocessor share."""
+
+    shared_bytes: int
+    warps: int
+    reserved_bytes: int = 1024  # of shared memory, for each program
+    registers: int = 65536
+    warp: int = 32  # threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,17 +52,30 @@ class Target:
     device: Device
     gpu: GPUTarget
     shared_limit: int  # bytes of shared memory that one program may have
+    multiprocessor: Multiprocessor
 
 
-#: Limits: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; CDNA 3 ISA guide.
+#: Limits: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; CDNA 3 ISA guide (a compute unit has
+#: four SIMDs of 512 vector registers for each of 64 lanes and 8 wavefronts).
 TARGETS = {
-    "sm_80": Target(Device("sm_80", "cuda", 108), GPUTarget("cuda", 80, 32), 163 * 1024),
-    "sm_90": Target(Device("sm_90", "cuda", 132), GPUTarget("cuda", 90, 32), 227 * 1024),
-    "sm_100": Target(Device("sm_100", "cuda", 148), GPUTarget("cuda", 100, 32), 227 * 1024),
-    "gfx942": Target(Device("gfx942", "hip", 304), GPUTarget("hip", "gfx942", 64), 64 * 1024),
-}
+    "sm_80": Target(
+        Device("sm_80", "cuda", 108), GPUTarget("cuda", 80, 32), 163 * 1024, Multiprocessor(164 * 1024, 64)
+    ),
+    "sm_90": Target(
+        Device("sm_90", "cuda", 132), GPUTarget("cuda", 90, 32), 227 * 1024, Multiprocessor(228 * 1024, 64)
+    ),
+    "sm_100": Target(
+        Device("sm_100", "cuda", 148), GPUTarget("cuda", 100, 32), 227 * 1024, Multiprocessor(228 * 1024, 64)
+    ),
+    "gfx942": Target(
+        Device("gfx942", "hip", 304), GPUTarget("hip", "gfx942", 64), 64 * 1024,
+        Multiprocessor(64 * 1024, 32, reserved_bytes=0, registers=4 * 512 * 64, warp=64),
+    ),
+}  # fmt: skip
 #: Where a spill fails the report.
 NO_SPILLS = frozenset({"sm_90"})
+#: What must use Hopper's asynchronous products there ("case kernel"): backward, the blocks of wider heads are too low for them.
+WITH_WGMMA = re.compile(r"^attention(-d\d+|_backward-d(32|64|80|128))-.*-(fp16|bf16)-.* (forward|dq|dk_dv)_kernel$")
 
 
 @dataclasses.dataclass
@@ -68,6 +92,7 @@ class Report:
     shared_bytes: int = 0  # per program
     widest_load: int = 0  # bytes of the widest access to global memory by one thread
     widest_store: int = 0
+    wgmma: int = 0  # asynchronous tensor core instructions of Hopper in the assembly
     error: str = ""  # why there is no binary
 
     @property
@@ -79,7 +104,20 @@ class Report:
             return f"spills {self.spills} bytes a thread"
         if self.shared_bytes > TARGETS[self.target].shared_limit:
             return f"{self.shared_bytes} bytes of shared memory; at most {TARGETS[self.target].shared_limit}"
+        if self.target == "sm_90" and WITH_WGMMA.search(f"{self.case} {self.kernel}") and not self.wgmma:
+            return "no wgmma instruction"
         return ""
+
+    @property
+    def programs(self) -> int:
+        """How many programs fit a multiprocessor at a time (on AMD: a compute unit), by registers, threads and memory."""
+        if not self.registers:
+            return 0
+        limits = TARGETS[self.target].multiprocessor
+        registers = -(-self.registers // 8) * 8  # allocated by eights
+        by_memory = limits.shared_bytes // (self.shared_bytes + limits.reserved_bytes or 1)
+        by_registers = limits.registers // (registers * limits.warp) // self.num_warps
+        return min(by_memory, by_registers, limits.warps // self.num_warps)
 
 
 def specialised_source(launch: Launch, target: Target) -> ASTSource:
@@ -112,7 +150,14 @@ def specialised_source(launch: Launch, target: Target) -> ASTSource:
     return ASTSource(launch.kernel, signature, constexprs, attributes)
 
 
-_DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64"}
+_DTYPE_NAMES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.uint8: "u8",
+}
 
 
 def cases(sample: bool) -> list[AotCase]:
@@ -167,6 +212,7 @@ def _read_cuda(assembly: dict[str, Any], report: Report) -> None:
     report.registers = _field(r"REG:(\d+)", usage)
     # Local memory. Triton's kernels have no arrays of their own, so all of it is spilled registers.
     report.spills = max(_field(r"LOCAL:(\d+)", usage), _field(r"STACK:(\d+)", usage))
+    report.wgmma = assembly["ptx"].count("wgmma.mma_async")
     accesses = re.findall(r"\b(ld|st|cp\.async)\.(?:\w+\.|\w+::\w+\.)*?global\b([^;]*);", assembly["ptx"])
     for kind, rest in accesses:
         if kind == "cp.async":
@@ -203,10 +249,11 @@ def _field(pattern: str, text: str, default: int | None = None) -> int:
 
 def table(reports: list[Report]) -> str:
     """The reports as text, one line each."""
-    lines = [f"{'case':58} {'kernel':22} {'target':7} warps  regs spills  shared  load store  seconds"]
+    lines = [f"{'case':58} {'kernel':22} {'target':7} warps  regs spills  shared programs  load store  wgmma  seconds"]
     for r in sorted(reports, key=lambda r: (r.case, r.kernel, r.target)):
         figures = (
-            f"{r.num_warps:5} {r.registers:5} {r.spills:6} {r.shared_bytes:7} {r.widest_load:5} {r.widest_store:5}"
+            f"{r.num_warps:5} {r.registers:5} {r.spills:6} {r.shared_bytes:7} {r.programs:8} "
+            f"{r.widest_load:5} {r.widest_store:5} {r.wgmma:6}"
         )
         lines.append(
             f"{r.case:58} {r.kernel:22} {r.target:7} {figures} {r.seconds:8.2f}{'  ' + r.problem if r.problem else ''}"
@@ -254,7 +301,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(table(reports))
     print(summary(reports))
     if options.json:
-        entries = [{**dataclasses.asdict(report), "problem": report.problem} for report in reports]
+        entries = [
+            {**dataclasses.asdict(report), "programs": report.programs, "problem": report.problem} for report in reports
+        ]
         versions = {"triton": triton.__version__, "torch": torch.__version__}
         options.json.write_text(json.dumps({"versions": versions, "reports": entries}, indent=1) + "\n")
     failed = [report for report in reports if report.problem]

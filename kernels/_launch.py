@@ -111,7 +111,7 @@ def check_tensors(operation: str, **tensors: torch.Tensor | None) -> None:
                 f"{operation}: {name} is bfloat16; Triton's interpreter computes garbage in it. "
                 "Use float32 or float16 with TRITON_INTERPRET=1."
             )
-        _check_device(operation, name, tensor)
+        check_device(operation, name, tensor)
 
 
 def check_seed(operation: str, seed: torch.Tensor | None) -> torch.Tensor:
@@ -122,11 +122,12 @@ def check_seed(operation: str, seed: torch.Tensor | None) -> torch.Tensor:
         raise ValueError(
             f"{operation}: seed is {seed.dtype} of shape {list(seed.shape)}; it must be an int64 tensor of one element"
         )
-    _check_device(operation, "seed", seed)
+    check_device(operation, "seed", seed)
     return seed
 
 
-def _check_device(operation: str, name: str, tensor: torch.Tensor) -> None:
+def check_device(operation: str, name: str, tensor: torch.Tensor) -> None:
+    """Raise ValueError where a tensor is not on the kernels' device."""
     wanted = "meta" if _recorder is not None else "cpu" if INTERPRETED else "cuda"
     if tensor.device.type != wanted:
         way_out = {

@@ -51,6 +51,12 @@ def test_every_kind_of_kernel_is_in_the_sample(sample):
             ("add_layer_norm", "forward_kernel"),
             ("add_layer_norm_backward", "backward_kernel"),
             ("add_layer_norm_backward", "reduce_kernel"),
+            ("attention", "forward_kernel"),
+            ("attention_backward", "dq_kernel"),
+            ("attention_backward", "dk_dv_kernel"),
+            ("attention_backward", "mask_gradient_kernel"),
+            ("attention_decode", "decode_kernel"),
+            ("attention_decode", "combine_kernel"),
         }
 
 
@@ -70,11 +76,22 @@ def test_shared_memory_fits(sample):
 def test_aligned_rows_move_16_bytes_an_access(sample):
     """The loads and stores of whole rows; an unaligned row cannot."""
     _, reports = sample
-    rows = [r for r in reports if r["kernel"] in ("forward_kernel", "backward_kernel")]
+    rows = [r for r in reports if "layer_norm" in r["case"] and r["kernel"] in ("forward_kernel", "backward_kernel")]
     aligned = [r for r in rows if not r["case"].endswith("unaligned")]
     assert {r["target"] for r in aligned} == TARGETS
     assert not [(r["case"], r["target"]) for r in aligned if (r["widest_load"], r["widest_store"]) != (16, 16)]
     assert any(r["widest_load"] < 16 for r in rows if r["case"].endswith("unaligned"))
+
+
+def test_attention_uses_tensor_cores_asynchronously_on_sm_90(sample):
+    """16-bit prefill, forward and backward; float32 has no such instruction, and decoding too few rows."""
+    _, reports = sample
+    kernels = {"forward_kernel", "dq_kernel", "dk_dv_kernel"}
+    mine = [r for r in reports if r["target"] == "sm_90" and r["case"].startswith("attention")]
+    sixteen_bits = [r for r in mine if r["kernel"] in kernels and "fp32" not in r["case"]]
+    assert {r["kernel"] for r in sixteen_bits} == kernels
+    assert not [r["case"] for r in sixteen_bits if not r["wgmma"]]
+    assert all(r["programs"] >= 1 for r in mine)
 
 
 def test_unknown_target():

@@ -431,6 +431,19 @@ def test_nan_flows_through_attention_as_in_the_specification(which, packed):
     assert expected.isnan().any() and torch.equal(out.isnan(), expected.isnan())
 
 
+def test_a_row_masked_by_the_least_number_attends_evenly():
+    """As in the formula; torch's CPU kernel is off by the number of keys in such a row's gradient."""
+    q, k, v = (torch.randn(1, 2, 4, 8, requires_grad=True) for _ in range(3))
+    mask = torch.zeros(4, 4)
+    mask[2] = torch.finfo(torch.float32).min
+    for a, b in zip(
+        _run(lambda *x: F.scaled_dot_product_attention(*x, mask), [q, k, v]),
+        _run(lambda q, k, v: (q @ k.mT / 8**0.5 + mask).softmax(-1) @ v, [q, k, v]),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
 def test_varlen_lse_and_queries_without_keys():
     q, k = torch.randn(5, 2, 8), torch.randn(3, 2, 8)
     cu_q, cu_k = cu_seqlens(3, 2), cu_seqlens(3, 0)

@@ -19,7 +19,7 @@ from fastbert.ops._common import (
     dropout_seed,
     wants_grad,
 )
-from fastbert.ops._registry import Implementation, Operation, register
+from fastbert.ops._registry import CUDA_DTYPES, Implementation, Operation, register
 from fastbert.ops.softmax import check_broadcast
 from fastbert.reference import wide_dtype
 
@@ -136,6 +136,7 @@ _forward = register(
             (torch.float32, torch.bfloat16, torch.float16),
             "for inference, sequence by sequence; the reference where gradients, dropout, windows or biases are wanted",
         ),
+        cuda=Implementation("Triton", "fastbert.kernels.attention:attention", CUDA_DTYPES),
         check_values=_check_values,
     )
 )
@@ -146,6 +147,7 @@ _backward = register(
         " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dmask)",
         reference.attention_backward,
         _fake_backward,
+        cuda=Implementation("Triton", "fastbert.kernels.attention_backward:attention_backward", CUDA_DTYPES),
     )
 )
 

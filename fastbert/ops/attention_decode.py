@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastbert import reference
 from fastbert.ops._common import autocast, check_device, check_floating, check_tensor, wants_grad
-from fastbert.ops._registry import Operation, register
+from fastbert.ops._registry import CUDA_DTYPES, Implementation, Operation, register
 from fastbert.ops.attention import _check_heads, _check_qkv, check_alibi
 from fastbert.reference import wide_dtype
 
@@ -45,6 +45,7 @@ _forward = register(
         " -> (Tensor out, Tensor lse)",
         reference.attention_decode,
         _fake,
+        cuda=Implementation("Triton", "fastbert.kernels.attention_decode:attention_decode", CUDA_DTYPES),
         check_values=_check_values,
     )
 )

@@ -47,8 +47,8 @@ def _logits(
 def _probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
     """softmax and log-sum-exp; a row of −inf gives zeros and −inf."""
     lse = torch.logsumexp(logits, -1)
-    p = torch.exp(logits - lse.unsqueeze(-1))
-    return p.masked_fill((lse == -torch.inf).unsqueeze(-1), 0.0), lse
+    # Not exp(logits - lse): among logits of finfo.min, which masks hold, the logarithm of their number is lost.
+    return torch.softmax(logits, -1).masked_fill((lse == -torch.inf).unsqueeze(-1), 0.0), lse
 
 
 def _repeat_heads(x: Tensor, heads: int) -> Tensor:
@@ -82,7 +82,6 @@ def _dense_backward(
     k: Tensor,
     v: Tensor,
     out: Tensor,  # [batch, heads, seq_q, head_dim]
-    lse: Tensor,  # [batch, heads, seq_q]
     mask: Tensor | None,
     logits_arguments: tuple[Any, ...],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -91,7 +90,7 @@ def _dense_backward(
     scale = logits_arguments[3]
     q_wide, k_wide, v_wide = widen(q), _repeat_heads(widen(k), heads), _repeat_heads(widen(v), heads)
     logits = _logits(q_wide, k_wide, *logits_arguments)
-    p = torch.exp(logits - lse.unsqueeze(-1)).masked_fill((lse == -torch.inf).unsqueeze(-1), 0.0)
+    p, _ = _probabilities(logits)
     grad_wide = widen(grad_out)
     dp = grad_wide @ v_wide.mT
     dv = (p if mask is None else p * mask).mT @ grad_wide
@@ -207,7 +206,7 @@ def attention_backward(
     k: Tensor,
     v: Tensor,
     out: Tensor,
-    lse: Tensor,  # dense [batch, heads, seq_q], packed [heads, total_q]
+    lse: Tensor,  # dense [batch, heads, seq_q], packed [heads, total_q]: for the kernels; here p comes from the logits
     cu_seqlens_q: Tensor | None,
     cu_seqlens_k: Tensor | None,
     max_seqlen_q: int,
@@ -234,7 +233,7 @@ def attention_backward(
             assert seed is not None
             mask = dropout_mask(shape, dropout_p, seed, offset, wide)
         arguments = (attn_mask, key_padding_mask, alibi_slopes, scale, window, bottom_right)
-        dq, dk, dv, d_logits = _dense_backward(grad_out, q, k, v, out, lse, mask, arguments)
+        dq, dk, dv, d_logits = _dense_backward(grad_out, q, k, v, out, mask, arguments)
         d_mask = nothing(q, wide)
         if needs_mask_grad:
             assert attn_mask is not None
@@ -256,7 +255,6 @@ def attention_backward(
             _as_dense(k, rows_k),
             _as_dense(v, rows_k),
             _as_dense(out, rows_q),
-            lse[:, rows_q].unsqueeze(0),
             _sequence_dropout(q, i, seq_q, seq_k, max_seqlen_q, max_seqlen_k, dropout_p, seed, offset),
             arguments,
         )
