@@ -229,8 +229,8 @@ def test_register():
     assert {case.suite for case in select(cases, suite="ops")} == {"ops"}
     assert all("layer_norm/24x" in case.name for case in select(cases, case="layer_norm/24x"))
     assert 0 < len(select(cases, quick=True)) < len(cases)
-    with pytest.raises(UnknownSelection, match="unknown suite 'gpu': choose from ops, end-to-end, all"):
-        select(cases, suite="gpus")
+    with pytest.raises(UnknownSelection, match="unknown suite 'gpu': choose from ops, attention, end-to-end, all"):
+        select(cases, suite="gpu")
     with pytest.raises(UnknownSelection, match="no case in suite ops contains 'minilm'"):
         select(cases, suite="ops", case="minilm")
 
