@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastbert import reference
 from tests import layer_norm_checks as checks
 from tests.numerics import assert_close_to_exact
 
@@ -389,3 +390,24 @@ def test_build_info():
     info = _C.build_info()
     assert info["version"] == fastbert.__version__
     assert info["compiler"].startswith(("gcc", "clang"))
+
+
+@pytest.mark.parametrize("width", [768, 784], ids=["whole-blocks", "with-a-rest"])
+@dtypes
+def test_sums_written_past_the_caches_are_the_same(isa, width, dtype):
+    """From 4 MiB on; a few rows of the same tensor are below."""
+    rows = (5 << 20) // (width * dtype.itemsize)
+    i = checks.inputs(rows, width, dtype)
+    for x_bias, dropout_p, seed in ((None, 0.0, None), (i.x_bias, 0.1, checks.seed_tensor(3))):
+        rest = (x_bias, i.weight, i.bias, checks.EPS, dropout_p, seed, 0, True)
+        large = cpu.add_layer_norm(i.x, i.residual, *rest)
+        small = cpu.add_layer_norm(i.x[:9], i.residual[:9], *rest)
+        for a, b in zip(large, small, strict=True):
+            assert torch.equal(a[:9], b)
+        wide = map(checks.double, (i.x, i.residual, x_bias, i.weight, i.bias))
+        exact = reference.add_layer_norm(*wide, checks.EPS, dropout_p, seed, 0, True)
+        for a, b in zip(large, exact, strict=True):
+            assert_close_to_exact(a, b, what="past the caches", floor_ulps=16)
+        x, residual = i.x.clone(), i.residual.clone()
+        cpu.add_layer_norm(x, residual, *rest, out=residual, sum_out=x)
+        assert torch.equal(x, large[1]) and torch.equal(residual, large[0])

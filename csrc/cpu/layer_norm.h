@@ -42,9 +42,10 @@ struct AddLayerNormForward {
     const float* bias;
     float eps;
     Dropout dropout;
-    void* y;      // contiguous
-    void* sum;    // contiguous; null: not wanted
-    float* mean;  // null: not wanted, and then neither is rstd
+    void* y;          // contiguous
+    void* sum;        // contiguous; null: not wanted
+    bool stream_sum;  // write it past the caches; its rows are then aligned to 64 bytes
+    float* mean;      // null: not wanted, and then neither is rstd
     float* rstd;
 };
 

@@ -30,6 +30,7 @@ struct AddRow {
     const float* x_bias;   // or null
     const float* factors;  // of dropout, or null
     T* sum;                // rounded; or null
+    bool stream_sum;       // past the caches
     float* wide;           // unrounded; or null
 
     FASTBERT_INLINE_MEMBER block take(int64_t column) const {
@@ -37,7 +38,11 @@ struct AddRow {
         if (!kPlain && x_bias) v = v + load_block(x_bias + column);
         if (!kPlain && factors) v = v * load_block(factors + column);
         v = v + load_block(residual + column);
-        if (sum) store_block(sum + column, v);
+        if (stream_sum) {
+            stream_block(sum + column, v);
+        } else if (sum) {
+            store_block(sum + column, v);
+        }
         if (wide) store_block(wide + column, v);
         return v;
     }
@@ -208,7 +213,7 @@ template <class T, bool kPlain>
 FASTBERT_INLINE void add_forward_rows(const AddLayerNormForward& a, int64_t begin, int64_t end, float* scratch) {
     float* const factors = scratch + 2 * padded_width(a.width);
     // Where the unrounded sums of a row are kept until it is written. The rounded ones of float32 are the same.
-    const bool sum_is_exact = sizeof(T) == sizeof(float) && a.sum;
+    const bool sum_is_exact = sizeof(T) == sizeof(float) && a.sum && !a.stream_sum;
     const auto wide_row = [&](int64_t row) {
         return sum_is_exact ? (float*)a.sum + row * a.width : scratch + (row & 1) * padded_width(a.width);
     };
@@ -220,6 +225,7 @@ FASTBERT_INLINE void add_forward_rows(const AddLayerNormForward& a, int64_t begi
             in.x = (const T*)a.x + row * a.x_stride;
             in.residual = (const T*)a.residual + row * a.residual_stride;
             in.sum = a.sum ? (T*)a.sum + row * a.width : nullptr;
+            in.stream_sum = a.stream_sum;
             in.wide = sum_is_exact ? nullptr : wide_row(row);
             if (!kPlain) {
                 in.x_bias = a.x_bias;
@@ -239,6 +245,7 @@ FASTBERT_INLINE void add_forward_rows(const AddLayerNormForward& a, int64_t begi
         }
         last = n;
     }
+    if (a.stream_sum) stream_end();
 }
 
 template <class T>

@@ -161,6 +161,35 @@ FASTBERT_INLINE void store_block(bfloat16* at, block v) {
     *(vuint_at*)at = (rounded_upper(v.first) >> 16) | (rounded_upper(v.second) & 0xffff0000u);
 }
 
+// Past the caches: for results that nobody reads soon. `at` is aligned to a block of T; stream_end() orders the stores
+// before what the caller does next.
+FASTBERT_INLINE void stream(void* at, vuint v) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512((__m512i*)at, (__m512i)v);
+#elif defined(__AVX2__)
+    _mm256_stream_si256((__m256i*)at, (__m256i)v);
+#elif defined(__SSE2__)
+    _mm_stream_si128((__m128i*)at, (__m128i)v);
+#else
+    *(vuint_at*)at = v;
+#endif
+}
+
+FASTBERT_INLINE void stream_block(float* at, block v) {
+    stream(at, (vuint)v.first);
+    stream(at + kLanes, (vuint)v.second);
+}
+
+FASTBERT_INLINE void stream_block(bfloat16* at, block v) {
+    stream(at, (rounded_upper(v.first) >> 16) | (rounded_upper(v.second) & 0xffff0000u));
+}
+
+FASTBERT_INLINE void stream_end() {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
 // The first `count` <= kLanes elements; the other lanes are 0. Memory behind them is not touched.
 FASTBERT_INLINE vfloat load_part(const float* at, int count) {
 #if defined(__AVX512F__)
