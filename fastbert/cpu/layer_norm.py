@@ -58,7 +58,7 @@ def layer_norm(
     _C.layer_norm(
         dtype,
         rows,
-        x.shape[-1],
+        width,
         source.data_ptr(),
         stride,
         address(weight),
@@ -165,7 +165,7 @@ def add_layer_norm(
     _C.add_layer_norm(
         dtype,
         rows,
-        x.shape[-1],
+        width,
         source.data_ptr(),
         stride,
         residual.data_ptr(),

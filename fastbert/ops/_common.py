@@ -140,10 +140,9 @@ def dropout_seed(
         return None
     if offset < 0 or offset % 4:
         raise ValueError(f"{function}: offset is {offset}; expected a multiple of 4, at least 0")
-    if seed is not None:
-        check_tensor(function, "seed", seed)
     if seed is None:
         return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
+    check_tensor(function, "seed", seed)
     if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
         raise ValueError(
             f"{function}: seed is {seed.dtype} {list(seed.shape)} on {seed.device}; expected one int64 on {device}"

@@ -13,7 +13,6 @@ from fastbert.ops._common import (
     autocast,
     check_device,
     check_floating,
-    check_probability,
     check_tensor,
     distinct,
     dropout_seed,
@@ -290,9 +289,7 @@ def scaled_dot_product_attention(
         ValueError: shapes or devices do not fit; dropout_p or window is out of range.
     """
     function = "scaled_dot_product_attention"
-    for name, x in (("query", query), ("key", key), ("value", value)):
-        check_floating(function, name, x)
-    q, k, v = autocast(query, key, value)
+    q, k, v = autocast_qkv(function, query=query, key=key, value=value)
     missing = max(0, 4 - q.dim())
     for _ in range(missing):
         q, k, v = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)
@@ -371,9 +368,7 @@ def varlen_attention(
         ValueError: shapes, devices or sequence boundaries do not fit; dropout_p or window_size is out of range.
     """
     function = "varlen_attention"
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        check_floating(function, name, x)
-    q, k, v = autocast(q, k, v)
+    q, k, v = autocast_qkv(function, q=q, k=k, v=v)
     _check_qkv(function, q, k, v, dimensions=3)
     if v.shape[:2] != k.shape[:2]:
         raise ValueError(
@@ -381,7 +376,6 @@ def varlen_attention(
         )
     heads = q.shape[1]
     _check_heads(function, heads, k.shape[1], True, "")
-    check_probability(function, dropout_p)
     _check_cu_seqlens(function, "cu_seqlens_q", cu_seqlens_q, q)
     _check_cu_seqlens(function, "cu_seqlens_k", cu_seqlens_k, q)
     if cu_seqlens_q.shape != cu_seqlens_k.shape:
@@ -406,6 +400,13 @@ def varlen_attention(
     numbers = (max_seqlen_q, max_seqlen_k, scale, left, right, True, dropout_p)
     out, lse = _attend(q, k, v, bias, (cu_seqlens_q, cu_seqlens_k, None, alibi_slopes, seed), numbers, return_lse)
     return (out, lse) if return_lse else out
+
+
+def autocast_qkv(function: str, **qkv: Tensor) -> tuple[Any, ...]:
+    """Query, key and value, under the names their function gives them: floating-point tensors, cast by autocast."""
+    for name, x in qkv.items():
+        check_floating(function, name, x)
+    return autocast(*qkv.values())
 
 
 def _check_qkv(function: str, q: Tensor, k: Tensor, v: Tensor, dimensions: int) -> None:

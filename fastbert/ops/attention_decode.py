@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from fastbert import reference
-from fastbert.ops._common import autocast, check_device, check_floating, check_tensor, wants_grad
+from fastbert.ops._common import check_device, check_tensor, wants_grad
 from fastbert.ops._registry import CUDA_DTYPES, Implementation, Operation, register
-from fastbert.ops.attention import _check_heads, _check_qkv, check_alibi
+from fastbert.ops.attention import _check_heads, _check_qkv, autocast_qkv, check_alibi
 from fastbert.reference import wide_dtype
 
 
@@ -83,14 +83,12 @@ def attention_decode(
         ValueError: shapes or devices do not fit, or a length passes the cache's capacity.
     """
     function = "attention_decode"
-    for name, x in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
-        check_floating(function, name, x)
+    q, k_cache, v_cache = autocast_qkv(function, q=q, k_cache=k_cache, v_cache=v_cache)
     if wants_grad(q, k_cache, v_cache):
         raise RuntimeError(
             f"{function} has no gradient and an input requires one; call it under torch.no_grad(), "
             "or train with varlen_attention or scaled_dot_product_attention"
         )
-    q, k_cache, v_cache = autocast(q, k_cache, v_cache)
     _check_qkv(function, q, k_cache, v_cache, dimensions=4)
     batch, _, heads, _ = q.shape
     if k_cache.shape[0] != batch or v_cache.shape[:3] != k_cache.shape[:3]:

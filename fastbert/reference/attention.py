@@ -152,11 +152,7 @@ def attention(
     window = (window_left, window_right)
     wide = wide_dtype(q)
     if cu_seqlens_q is None or cu_seqlens_k is None:
-        shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-        mask = None
-        if dropout_p > 0.0:
-            assert seed is not None
-            mask = dropout_mask(shape, dropout_p, seed, offset, wide)
+        mask = _dense_dropout(q, k, dropout_p, seed, offset)
         arguments = (attn_mask, key_padding_mask, alibi_slopes, scale, window, bottom_right)
         out, lse = _dense(q, k, v, mask, arguments)
         return out, lse if save_lse else nothing(lse)
@@ -178,6 +174,14 @@ def attention(
         out[rows_q] = o[0].transpose(0, 1)
         lse[:, rows_q] = sequence_lse[0]
     return out, lse if save_lse else nothing(lse)
+
+
+def _dense_dropout(q: Tensor, k: Tensor, dropout_p: float, seed: Tensor | None, offset: int) -> Tensor | None:
+    """The mask [batch, heads, seq_q, seq_k]."""
+    if dropout_p == 0.0:
+        return None
+    assert seed is not None
+    return dropout_mask((*q.shape[:3], k.shape[2]), dropout_p, seed, offset, wide_dtype(q))
 
 
 def _sequence_dropout(
@@ -227,11 +231,7 @@ def attention_backward(
     window = (window_left, window_right)
     wide = wide_dtype(q)
     if cu_seqlens_q is None or cu_seqlens_k is None:
-        shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-        mask = None
-        if dropout_p > 0.0:
-            assert seed is not None
-            mask = dropout_mask(shape, dropout_p, seed, offset, wide)
+        mask = _dense_dropout(q, k, dropout_p, seed, offset)
         arguments = (attn_mask, key_padding_mask, alibi_slopes, scale, window, bottom_right)
         dq, dk, dv, d_logits = _dense_backward(grad_out, q, k, v, out, mask, arguments)
         d_mask = nothing(q, wide)
