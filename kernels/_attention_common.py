@@ -8,6 +8,7 @@ Logits are kept in units of log2, so that the exponential is one `exp2` of one f
 `exp2(q·k * logit_scale - maximum)` with `logit_scale = scale * log2(e)`. With an additive mask they stay natural
 (`exp2((logit - maximum) * log2(e))`): masks hold the dtype's least number, and times log2(e) that would be -inf."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastbert.kernels import _configs
+from fastbert.kernels._attention_padding import key_bounds
 from fastbert.kernels._launch import Device, check_seed, check_tensors
 from fastbert.kernels._philox import first_counter, keep_scale, keep_threshold, keep_tile
 
@@ -26,7 +28,7 @@ LN2: tl.constexpr = tl.constexpr(math.log(2.0))
 
 #: Kernel arguments that differ from call to call must not make a new specialisation of the kernel each.
 VARYING = [
-    "heads", "kv_heads", "sequence_heads", "blocks", "blocks_q", "blocks_k", "group", "max_q", "max_k",
+    "heads", "kv_heads", "sequence_heads", "blocks", "group", "max_q", "max_k",
     "window_left", "window_right", "counter", "threshold",
 ]  # fmt: skip
 
@@ -149,20 +151,28 @@ def exponential(logit, subtrahend, logit_scale, ADDITIVE: tl.constexpr, SCALE_FI
 
 @triton.jit
 def row_subtrahend(lse, ADDITIVE: tl.constexpr):
-    """What a row's logits lose before the exponential, in their units; a row that saw nothing gets zero weights."""
+    """What a row's logits lose before the exponential, in their units; a row that saw nothing gets zero weights.
+
+    A row that saw an infinite logit gets NaN, as its softmax has.
+    """
     value = lse
     if not ADDITIVE:
         value = lse * LOG2E
-    return tl.where(lse == float("-inf"), float("inf"), value)
+    return tl.where(lse == float("-inf"), float("inf"), tl.where(lse == float("inf"), float("nan"), value))
 
 
 @triton.jit
 def weights_and_gradients(
-    logit, subtrahend, dp, delta, keep, keep_factor, logit_scale,
+    logit, subtrahend,
+    correction,  # additive masks: log2 of what the weights of a row would sum to without it; else not read
+    dp, delta, keep, keep_factor, logit_scale,
     ADDITIVE: tl.constexpr, SCALE_FIRST: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """(keep / (1 - dropout_p) * p, dlogit) of a tile, whichever way round it is."""
-    p = exponential(logit, subtrahend, logit_scale, ADDITIVE, SCALE_FIRST)
+    if ADDITIVE:
+        p = tl.exp2((logit - subtrahend) * LOG2E - correction)
+    else:
+        p = exponential(logit, subtrahend, logit_scale, ADDITIVE, SCALE_FIRST)
     kept = p
     if DROPOUT:
         factor = tl.where(keep, keep_factor, 0.0)
@@ -186,13 +196,15 @@ def keep_pairs(
 
 @triton.jit
 def visible_keys(
-    first_query, queries, shift, seq_k, window_left, window_right,
+    first_query, queries, shift, seq_k,
+    key_bounds,  # of the sequence: pointer to (first real key, first gap after it, one past the last), or None
+    window_left, window_right,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """For the queries [first_query, first_query + queries): (first, full_first, full_last, last) keys.
 
     Outside [first, last) no query sees a key; within [full_first, full_last), made of whole blocks, every query sees
-    every key, as far as lengths and windows go. All but `last` are multiples of BLOCK_N.
+    every key, as far as lengths, windows and padding go. All but `last` are multiples of BLOCK_N.
     """
     first = 0
     full_first = 0
@@ -206,6 +218,12 @@ def visible_keys(
         right = first_query + shift + window_right + 1  # one past the last key that the first query sees
         last = tl.minimum(last, right + queries - 1)
         full_last = tl.maximum(tl.minimum(full_last, right), 0)
+    if key_bounds is not None:
+        real = tl.load(key_bounds)
+        first = tl.maximum(first, real // BLOCK_N * BLOCK_N)
+        full_first = tl.maximum(full_first, tl.cdiv(real, BLOCK_N) * BLOCK_N)
+        full_last = tl.minimum(full_last, tl.load(key_bounds + 1))
+        last = tl.minimum(last, tl.load(key_bounds + 2))
     full_last = tl.maximum(full_last // BLOCK_N * BLOCK_N, full_first)
     # Where a window is narrower than a block there is no full one, and the two ends meet.
     last = tl.maximum(last, first)
@@ -250,6 +268,15 @@ class Call:
         return _configs.AttentionKey(
             max(self.head_dim, self.value_dim), self.element_size, max(self.max_q, self.max_k), self.flags["DROPOUT"]
         )
+
+    @functools.cached_property
+    def _key_bounds(self) -> Tensor | None:
+        padding = self.masks["key_padding"]
+        return None if padding is None else key_bounds(padding)
+
+    def bounded(self, block_n: int) -> dict[str, Any]:
+        """`masks` for a kernel that works on `block_n` keys at a time: padding bounds its loop where there are several blocks."""
+        return dict(self.masks, key_bounds=self._key_bounds if self.max_k > block_n else None)
 
     def heads_together(self, heads: int) -> int:
         """How many of `heads` (sequence, head) pairs run at a time, so that what they share stays in L2."""

@@ -145,6 +145,7 @@ class AttentionTile:
     block_n: int  # keys, the other way round
     num_warps: int
     num_stages: int = 1  # steps whose tiles are loaded ahead, by asynchronous copies to shared memory
+    min_length: int = 0
     max_length: int = 2**31
     split: bool = True  # dk and dv: a loop of their own for blocks that need no mask; costs registers
 
@@ -261,6 +262,13 @@ _ATTENTION_TILES: dict[tuple[str, str, int], tuple[AttentionTile, ...]] = {
     ("attention_backward_whole", "hip", 2): (
         AttentionTile(max_head_dim=64, block_m=32, block_n=128, num_warps=4, max_length=128),
     ),
+    ("attention_backward_add", "cuda", 2): (
+        AttentionTile(max_head_dim=64, block_m=64, block_n=128, num_warps=8, min_length=512),
+        AttentionTile(max_head_dim=128, block_m=64, block_n=64, num_warps=8, min_length=512),
+    ),
+    ("attention_backward_add", "hip", 2): (
+        AttentionTile(max_head_dim=128, block_m=32, block_n=64, num_warps=4, min_length=512),
+    ),
     ("attention_backward_mask", "cuda", 2): (
         AttentionTile(max_head_dim=128, block_m=64, block_n=64, num_warps=8),
         AttentionTile(max_head_dim=256, block_m=32, block_n=32, num_warps=8),
@@ -289,6 +297,9 @@ _ATTENTION_TILES: dict[tuple[str, str, int], tuple[AttentionTile, ...]] = {
     ("attention_backward_whole", "interpreter", 0): (
         AttentionTile(max_head_dim=256, block_m=16, block_n=32, num_warps=4, max_length=32),
     ),
+    ("attention_backward_add", "interpreter", 0): (
+        AttentionTile(max_head_dim=256, block_m=16, block_n=32, num_warps=4, min_length=33),
+    ),
     ("attention_backward_mask", "interpreter", 0): (
         AttentionTile(max_head_dim=256, block_m=32, block_n=32, num_warps=4),
     ),
@@ -312,7 +323,7 @@ def _attention_lines(operation: str, device: Device, key: AttentionKey) -> list[
     for name, architecture in itertools.product(names, (device.architecture, device.family)):
         table = _ATTENTION_TILES.get((name, architecture, element_size))
         if table is not None:
-            return [line for line in table if key.head_dim <= line.max_head_dim and key.length <= line.max_length]
+            return [line for line in table if key.head_dim <= line.max_head_dim and line.min_length <= key.length <= line.max_length]
     return []
 
 
@@ -339,9 +350,32 @@ def decode_splits(device: Device, rows: int, blocks: int) -> int:
     return max(1, min(wanted, blocks // _DECODE_LEAST_BLOCKS, _DECODE_MOST_SPLITS))
 
 
+#: Keys that a program looks at together when it looks for where a sequence's real ones lie: 8 bytes a thread of 128.
+KEY_BOUNDS_BLOCK = 1024
+
+#: Elements of a tile of the kernels that work on rows of queries: 128 threads, 32 elements each of every tensor.
+_ROWS_TILE = 4096
+
+
+def attention_rows(head_dim: int) -> int:
+    """How many rows of queries, of heads of that width, one program takes."""
+    return max(16, _ROWS_TILE // (1 << (head_dim - 1).bit_length()))
+
+
+#: Programs a multiprocessor that the gradient of a mask wants: of those that live there at a time, two, two rounds.
+_MASK_PROGRAMS_PER_PROCESSOR = 4
+
+
+def mask_gradient_splits(device: Device, blocks: int, tiles: int) -> tuple[int, int]:
+    """(tiles a program takes, programs that share a block) where each of `blocks` blocks of a mask sums over `tiles` tiles."""
+    wanted = max(1, min(tiles, _MASK_PROGRAMS_PER_PROCESSOR * device.processors // blocks))
+    tiles_each = -(-tiles // wanted)
+    return tiles_each, -(-tiles // tiles_each)
+
+
 def attention_lines(operation: str) -> list[tuple[int, int]]:
     """(head_dim, length) that reach every line of `operation`'s tables: what the ahead-of-time compiler has to try."""
-    kernels = {"attention_backward": ("_dq", "_dk_dv", "_whole", "_mask")}.get(operation, ("",))
+    kernels = {"attention_backward": ("_dq", "_dk_dv", "_add", "_whole", "_mask")}.get(operation, ("",))
     names = {operation + kernel + dropout for kernel in kernels for dropout in ("", "_dropout")}
     lines = {
         (line.max_head_dim, min(line.max_length, 1024))

@@ -102,6 +102,7 @@ def _forward_kernel(
     cu_seqlens_k,  # int32 [batch + 1] or None
     attn_mask,  # [batch, heads, seq_q, seq_k] by its strides, uint8 or additive, or None
     key_padding,  # uint8 [batch, seq_k] or None
+    key_bounds,  # int32 [batch, 3]: its first real key, first gap and one past the last; None: not looked for
     alibi,  # [heads] or [batch, heads] or None
     seed,  # int64 [1] or None
     q_stride_b, q_stride_h, q_stride, k_stride_b, k_stride_h, k_stride, v_stride_b, v_stride_h, v_stride,
@@ -135,6 +136,8 @@ def _forward_kernel(
         attn_mask += at * mask_stride_b + h * mask_stride_h
     if key_padding is not None:
         key_padding += at * padding_stride
+    if key_bounds is not None:
+        key_bounds += at * 3
     slope = 0.0
     if alibi is not None:
         slope = tl.load(alibi + at * alibi_stride + h).to(tl.float32)
@@ -152,13 +155,13 @@ def _forward_kernel(
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     first, full_first, full_last, last = visible_keys(
-        first_query, BLOCK_M, shift, seq_k, window_left, window_right, LEFT, RIGHT, BLOCK_N
+        first_query, BLOCK_M, shift, seq_k, key_bounds, window_left, window_right, LEFT, RIGHT, BLOCK_N
     )
     ALIBI: tl.constexpr = alibi is not None
-    if attn_mask is not None or key_padding is not None:
-        full_last = first  # every block needs masking
-        full_first = first
-    if LEFT and attn_mask is None and key_padding is None:
+    ALL_MASKED: tl.constexpr = attn_mask is not None or (key_padding is not None and key_bounds is None)
+    if ALL_MASKED:
+        full_first, full_last = first, first
+    if (LEFT or key_bounds is not None) and not ALL_MASKED:
         accumulator, row_sum, row_max = _attend_keys(
             accumulator, row_sum, row_max, q_tile, k, v, attn_mask, key_padding,
             seed_value, k_stride, v_stride, mask_stride_q, mask_stride_k,
@@ -167,7 +170,7 @@ def _forward_kernel(
             HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, ALIBI, ADDITIVE, SCALE_FIRST, LEFT, RIGHT,
             DROPOUT, PRECISION, True, BLOCK_M, BLOCK_N, STAGES,
         )  # fmt: skip
-    if attn_mask is None and key_padding is None:
+    if not ALL_MASKED:
         accumulator, row_sum, row_max = _attend_keys(
             accumulator, row_sum, row_max, q_tile, k, v, attn_mask, key_padding,
             seed_value, k_stride, v_stride, mask_stride_q, mask_stride_k,
@@ -193,6 +196,8 @@ def _forward_kernel(
     store_tile(out, result, first_query, out_stride, seq_q, BLOCK_M, VALUE_DIM, BLOCK_V)
     if lse is not None:
         log_sum = tl.log2(total) * LN2 + row_max * (1.0 if ADDITIVE else LN2)
+        # Its weights are NaN, inf - inf, and so is their sum.
+        log_sum = tl.where(row_max == float("inf"), float("inf"), log_sum)
         query = first_query + tl.arange(0, BLOCK_M)
         pointers = lse + at * lse_stride_b + h * lse_stride_h + row_q + query
         tl.store(pointers, tl.where(nothing, float("-inf"), log_sum), mask=query < seq_q)
@@ -240,7 +245,7 @@ def attention(
         _forward_kernel, (blocks * sequence_heads,), q, q, k, v, out, lse if save_lse else None,
         **strides("q", q), **strides("k", k), **strides("v", v), **strides("out", out), **statistics_strides(q),
         sequence_heads=sequence_heads, blocks=blocks, group=call.heads_together(sequence_heads),
-        **call.masks, **call.flags, **call.block_dims, **tile.constexprs, num_warps=tile.num_warps,
+        **call.bounded(tile.block_n), **call.flags, **call.block_dims, **tile.constexprs, num_warps=tile.num_warps,
     )  # fmt: skip
     return out, lse
 

@@ -39,6 +39,13 @@ from fastbert.kernels._launch import AotCase, check_device, check_tensors, devic
 _VARYING = ["seq_q", "capacity", "heads", "kv_heads", "splits", "row_tiles", "window_left"]
 
 
+@triton.jit
+def _log_sum(row_max, total, nothing):
+    """The log-sum-exp of rows: -inf where nothing was seen, inf where a logit was (its weights' sum is NaN)."""
+    value = tl.where(row_max == float("inf"), float("inf"), (row_max + tl.log2(total)) * LN2)
+    return tl.where(nothing, float("-inf"), value)
+
+
 @triton.jit(do_not_specialize=_VARYING)
 def _decode_kernel(
     q,  # [batch, seq_q, heads, head_dim]
@@ -130,8 +137,7 @@ def _decode_kernel(
         result = tl.where(nothing[:, None], 0.0, accumulator / total[:, None])
         out_rows = (at * seq_q + query) * heads + head
         tl.store(out + out_rows[:, None] * VALUE_DIM + column[None, :], result.to(out.dtype.element_ty), mask=in_bounds)
-        log_sum = (row_max + tl.log2(total)) * LN2
-        tl.store(lse + statistics, tl.where(nothing, float("-inf"), log_sum), mask=in_rows)
+        tl.store(lse + statistics, _log_sum(row_max, total, nothing), mask=in_rows)
 
 
 @triton.jit(do_not_specialize=["batch", "seq_q", "heads", "splits"])
@@ -164,7 +170,7 @@ def _combine_kernel(
     query, head, sequence = row % seq_q, row // seq_q % heads, row // seq_q // heads
     out_row = (sequence * seq_q + query) * heads + head
     tl.store(out + out_row * VALUE_DIM + column, result.to(out.dtype.element_ty), mask=column < VALUE_DIM)
-    tl.store(lse + row, tl.where(nothing, float("-inf"), (row_max + tl.log2(divisor)) * LN2))
+    tl.store(lse + row, _log_sum(row_max, divisor, nothing))
 
 
 def attention_decode(

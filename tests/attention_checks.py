@@ -192,7 +192,9 @@ def _eager(
     return (p if factors is None else p * factors) @ v
 
 
-def check(operations: Any, case: Case, dtype: torch.dtype, device: str = "cpu", backward: bool = True) -> None:
+def check(
+    operations: Any, case: Case, dtype: torch.dtype, device: str = "cpu", backward: bool = True, deterministic: bool = False
+) -> None:
     """out, lse and every gradient against float64."""
     i = inputs(case, dtype, device)
     out, lse = operations.attention(i.q, i.k, i.v, *i.arguments, True)
@@ -206,9 +208,11 @@ def check(operations: Any, case: Case, dtype: torch.dtype, device: str = "cpu", 
     assert_close_to_exact(lse, exact_lse, own_lse, "lse")
     if not backward:
         return
-    gradients = operations.attention_backward(i.grad_out, i.q, i.k, i.v, out, lse, *i.arguments, i.needs_mask_grad)
+    gradients = operations.attention_backward(
+        i.grad_out, i.q, i.k, i.v, out, lse, *i.arguments, i.needs_mask_grad, deterministic
+    )
     exact_gradients = reference.attention_backward(
-        double(i.grad_out), *wide, exact, exact_lse, *wide_arguments, i.needs_mask_grad
+        double(i.grad_out), *wide, exact, exact_lse, *wide_arguments, i.needs_mask_grad, True
     )
     for x, gradient in zip((i.q, i.k, i.v), gradients, strict=False):
         assert gradient.dtype == x.dtype and gradient.shape == x.shape and gradient.is_contiguous()
@@ -324,7 +328,9 @@ def check_deterministic(operations: Any, case: Case, dtype: torch.dtype, device:
     runs = []
     for _ in range(2):
         out, lse = operations.attention(i.q, i.k, i.v, *i.arguments, True)
-        gradients = operations.attention_backward(i.grad_out, i.q, i.k, i.v, out, lse, *i.arguments, i.needs_mask_grad)
+        gradients = operations.attention_backward(
+            i.grad_out, i.q, i.k, i.v, out, lse, *i.arguments, i.needs_mask_grad, True
+        )
         assert torch.equal(alone, out)
         runs.append((out, lse, *gradients))
     for run in runs[1:]:
@@ -355,7 +361,7 @@ def check_strides(operations: Any, device: str = "cpu") -> None:
         ):
             call = (*masks[:4], m, *masks[5:])
             out, lse = operations.attention(*tensors, *call, True)
-            results.append((out, lse, *operations.attention_backward(g, *tensors, out, lse, *call, True)))
+            results.append((out, lse, *operations.attention_backward(g, *tensors, out, lse, *call, True, True)))
         for actual, wanted in zip(*results, strict=True):
             assert torch.equal(actual, wanted) and actual.is_contiguous(), name
 
@@ -376,7 +382,7 @@ def check_dropout_is_the_contracts(operations: Any, case: Case, seed: int, offse
     # dv_j = sum_i keep_ij / seq_k * grad_i: one-hot gradients give the mask's transpose.
     assert seq <= width
     grad = torch.eye(seq, width, device=device).expand(batch, heads, seq, width)
-    _, _, dv, _ = operations.attention_backward(grad, q, k, one_hot, out, lse, *arguments, False)
+    _, _, dv, _ = operations.attention_backward(grad, q, k, one_hot, out, lse, *arguments, False, False)
     assert torch.equal(dv[..., :seq].mT != 0, mask != 0)
     torch.testing.assert_close(dv[..., :seq].mT, mask / seq_k, rtol=1e-5, atol=0)
 
@@ -428,7 +434,7 @@ def check_least_masks(operations: Any, dtype: torch.dtype, device: str = "cpu") 
     if dtype == torch.float32:  # in 16 bits the least number leaves room for q·k
         mean = i.v[1:].mean(2, keepdim=True).expand_as(out[1:])
         torch.testing.assert_close(out[1:], mean, rtol=1e-4, atol=1e-5)
-    gradients = operations.attention_backward(i.grad_out, i.q, i.k, i.v, out, lse, *arguments, True)
+    gradients = operations.attention_backward(i.grad_out, i.q, i.k, i.v, out, lse, *arguments, True, False)
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 

@@ -137,7 +137,7 @@ def _attention(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
 def _attention_backward(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
     for name, qkv, masks in _attention_inputs(dtype):
         out, lse = reference.attention(*qkv, *masks, True)
-        yield name, (torch.randn_like(out), *qkv, out, lse, *masks, masks[4] is not None)
+        yield name, (torch.randn_like(out), *qkv, out, lse, *masks, masks[4] is not None, True)
 
 
 def _attention_decode(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:

@@ -162,7 +162,7 @@ def _steps():
 
     def step():
         out, lse = operations.attention(i.q, i.k, i.v, *i.arguments, True)
-        gradients = operations.attention_backward(i.grad_out, i.q, i.k, i.v, out, lse, *i.arguments, False)
+        gradients = operations.attention_backward(i.grad_out, i.q, i.k, i.v, out, lse, *i.arguments, False, True)
         return out, lse, *gradients, *operations.attention_decode(query, cache, cache, lengths, None, 0.125, -1)
 
     return step, seed, lengths
@@ -225,12 +225,12 @@ def test_more_than_2_31_elements():
     masks = (None, None, None, head_dim**-0.5, -1, 0, True, 0.0, None, 0)
     out, lse = operations.attention(q, q, q, cu_seqlens, cu_seqlens, length, length, *masks, True)
     gradients = operations.attention_backward(
-        q, q, q, q, out, lse, cu_seqlens, cu_seqlens, length, length, *masks, False
+        q, q, q, q, out, lse, cu_seqlens, cu_seqlens, length, length, *masks, False, False
     )
     last = q[-length:].transpose(0, 1)[None].double()
     dense = (None, None, 0, 0, *masks)
     exact, exact_lse = reference.attention(last, last, last, *dense, True)
-    wanted = reference.attention_backward(last, last, last, last, exact, exact_lse, *dense, False)
+    wanted = reference.attention_backward(last, last, last, last, exact, exact_lse, *dense, False, True)
     for name, actual, expected in zip(("out", "dq", "dk", "dv"), (out, *gradients), (exact, *wanted), strict=False):
         tail = actual[-length:].transpose(0, 1)[None].double()
         torch.testing.assert_close(tail, expected, atol=3e-2, rtol=3e-2, msg=name)

@@ -72,6 +72,7 @@ def _fake_backward(
     seed: Tensor | None,
     offset: int,
     needs_mask_grad: bool,
+    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mask_shape = attn_mask.shape if needs_mask_grad and attn_mask is not None else (0,)
     return (
@@ -142,8 +143,8 @@ _forward = register(
 _backward = register(
     Operation(
         "attention_backward",
-        f"(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_MASKS}, bool needs_mask_grad)"
-        " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dmask)",
+        f"(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_MASKS}, bool needs_mask_grad,"
+        " bool deterministic) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dmask)",
         reference.attention_backward,
         _fake_backward,
         cuda=Implementation("Triton", "fastbert.kernels.attention_backward:attention_backward", CUDA_DTYPES),
@@ -157,7 +158,7 @@ class _Attention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, tensors: Any, numbers: Any
     ) -> tuple[Tensor, Tensor]:
         cu_seqlens_q, cu_seqlens_k, key_padding_mask, alibi_slopes, seed = tensors
-        max_seqlen_q, max_seqlen_k, scale, window_left, window_right, bottom_right, dropout_p = numbers
+        max_seqlen_q, max_seqlen_k, scale, window_left, window_right, bottom_right, dropout_p, _ = numbers
         masks = (
             cu_seqlens_q,
             cu_seqlens_k,
@@ -186,7 +187,7 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, cu_q, cu_k, attn_mask, key_padding_mask, alibi_slopes, seed = ctx.saved_tensors
-        max_seqlen_q, max_seqlen_k, scale, window_left, window_right, bottom_right, dropout_p = ctx.numbers
+        max_seqlen_q, max_seqlen_k, scale, window_left, window_right, bottom_right, dropout_p, deterministic = ctx.numbers
         needs_mask = ctx.needs_input_grad[3]
         dq, dk, dv, d_mask = _backward(
             grad_out,
@@ -210,6 +211,7 @@ class _Attention(torch.autograd.Function):
             seed,
             0,
             needs_mask,
+            deterministic,
         )
         return dq, dk, dv, d_mask.to(attn_mask.dtype) if needs_mask else None, None, None
 
@@ -220,14 +222,14 @@ def _attend(
     v: Tensor,
     attn_mask: Tensor | None,
     tensors: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
-    numbers: tuple[int, int, float, int, int, bool, float],
+    numbers: tuple[int, int, float, int, int, bool, float, bool],
     save_lse: bool,
 ) -> tuple[Tensor, Tensor]:
     if wants_grad(q, k, v, attn_mask):
         q, k, v = distinct(q, k, v)
         return _Attention.apply(q, k, v, attn_mask, tensors, numbers)
     cu_seqlens_q, cu_seqlens_k, key_padding_mask, alibi_slopes, seed = tensors
-    max_seqlen_q, max_seqlen_k, scale, window_left, window_right, bottom_right, dropout_p = numbers
+    max_seqlen_q, max_seqlen_k, scale, window_left, window_right, bottom_right, dropout_p, _ = numbers
     return _forward(
         q,
         k,
@@ -266,7 +268,9 @@ def scaled_dot_product_attention(
     """Attention (Vaswani et al. 2017), as ``torch.nn.functional.scaled_dot_product_attention``, and two keywords more.
 
     A query with nothing to attend to gives zeros and gets a zero gradient. One documented difference: masks combine freely
-    with ``is_causal``.
+    with ``is_causal``. A query whose every key has an additive mask of a dtype's least number, as transformers makes them, does
+    attend, to all of them alike. On a GPU, in 16 bits, from 512 tokens a sequence on, the last bits of query's gradient may
+    differ from run to run unless torch.use_deterministic_algorithms(True) is in force; the rest is bit-equal.
 
     Args:
         query: [batch, heads, seq_q, head_dim]; leading dimensions may be missing.
@@ -314,7 +318,7 @@ def scaled_dot_product_attention(
         right = 0
     seed = dropout_seed(function, dropout_p, None, 0, q.device)
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    numbers = (0, 0, scale, left, right, False, dropout_p)
+    numbers = (0, 0, scale, left, right, False, dropout_p, torch.are_deterministic_algorithms_enabled())
     out, _ = _attend(q, k, v, attn_mask, (None, None, key_padding_mask, None, seed), numbers, False)
     for _ in range(missing):
         out = out.squeeze(0)
@@ -356,7 +360,9 @@ def varlen_attention(
             gradient.
         bias: [heads or 1, max_seqlen_q, max_seqlen_k], added to the logits (bool: True = attend), shared by the sequences;
             gets its gradient.
-        deterministic: the gradient is bit-equal from run to run; every implementation of today is so anyway.
+        deterministic: the gradient is bit-equal from run to run, as it also is under torch.use_deterministic_algorithms(True).
+            Without, the last bits of q's may differ on a GPU, in 16 bits, from 512 tokens a sequence on, where it takes five
+            products instead of seven.
         return_lse: also return the log-sum-exp.
 
     Returns:
@@ -397,7 +403,8 @@ def varlen_attention(
         right = 0
     seed = dropout_seed(function, dropout_p, None, 0, q.device)
     scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
-    numbers = (max_seqlen_q, max_seqlen_k, scale, left, right, True, dropout_p)
+    deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
+    numbers = (max_seqlen_q, max_seqlen_k, scale, left, right, True, dropout_p, deterministic)
     out, lse = _attend(q, k, v, bias, (cu_seqlens_q, cu_seqlens_k, None, alibi_slopes, seed), numbers, return_lse)
     return (out, lse) if return_lse else out
 

@@ -226,6 +226,7 @@ def attention_backward(
     seed: Tensor | None,
     offset: int,
     needs_mask_grad: bool,
+    deterministic: bool,  # for the kernels: this is always
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv in the shapes and dtypes of q, k, v; the additive mask's gradient in its shape, wide, if needed."""
     window = (window_left, window_right)
