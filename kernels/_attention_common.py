@@ -59,8 +59,12 @@ def bounds(cu_seqlens, sequence, length):
 
 
 @triton.jit
-def tile_offsets(row_stride, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
-    return tl.arange(0, ROWS).to(tl.int64)[:, None] * row_stride + tl.arange(0, BLOCK_D)[None, :]
+def tile_offsets(row_stride, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, NARROW: tl.constexpr = False):
+    """Within a tile; NARROW: int32, which takes half the registers, and `unit_stride` sees to it that they fit."""
+    row = tl.arange(0, ROWS)
+    if not NARROW:
+        row = row.to(tl.int64)
+    return row[:, None] * row_stride + tl.arange(0, BLOCK_D)[None, :]
 
 
 @triton.jit
@@ -68,10 +72,10 @@ def load_tile(
     base,  # pointer to the sequence's first row
     first_row, row_stride, rows,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, CHECK_ROWS: tl.constexpr,
-    AGAIN: tl.constexpr = False,
+    AGAIN: tl.constexpr = False, NARROW: tl.constexpr = False,
 ):  # fmt: skip
     """Rows [first_row, first_row + ROWS) as a tile [ROWS, BLOCK_D], zero out of bounds; AGAIN: never moved out of a loop."""
-    pointers = base + tl.cast(first_row, tl.int64) * row_stride + tile_offsets(row_stride, ROWS, BLOCK_D)
+    pointers = base + tl.cast(first_row, tl.int64) * row_stride + tile_offsets(row_stride, ROWS, BLOCK_D, NARROW)
     in_rows = (tl.arange(0, ROWS) < rows - first_row)[:, None]
     in_width = (tl.arange(0, BLOCK_D) < WIDTH)[None, :]
     if CHECK_ROWS:
@@ -150,29 +154,41 @@ def exponential(logit, subtrahend, logit_scale, ADDITIVE: tl.constexpr, SCALE_FI
 
 
 @triton.jit
-def row_subtrahend(lse, ADDITIVE: tl.constexpr):
-    """What a row's logits lose before the exponential, in their units; a row that saw nothing gets zero weights.
+def large_lse(lse):
+    """Whether the logarithm of a row's sum is lost, wholly or in part, in its float32 log-sum-exp: see correction_kernel.
 
-    A row that saw an infinite logit gets NaN, as its softmax has.
+    That is so of rows that see nothing but a mask's least number, -3.4e38, -65504 or BERT's -10000. Below the limit it is
+    off by less than 2**-14.
     """
-    value = lse
-    if not ADDITIVE:
-        value = lse * LOG2E
-    return tl.where(lse == float("-inf"), float("inf"), tl.where(lse == float("inf"), float("nan"), value))
+    return (tl.abs(lse) >= 1024.0) & (tl.abs(lse) < float("inf"))
 
 
 @triton.jit
-def weights_and_gradients(
-    logit, subtrahend,
-    correction,  # additive masks: log2 of what the weights of a row would sum to without it; else not read
-    dp, delta, keep, keep_factor, logit_scale,
-    ADDITIVE: tl.constexpr, SCALE_FIRST: tl.constexpr, DROPOUT: tl.constexpr,
+def backward_weights(
+    logit,
+    lse,  # [rows], 0 past the sequence's end
+    correction,  # pointers [rows], read where lse is large and the mask additive
+    logit_scale,
+    ADDITIVE: tl.constexpr, SCALE_FIRST: tl.constexpr,
+    ROW_AXIS: tl.constexpr,  # of the tile
 ):  # fmt: skip
-    """(keep / (1 - dropout_p) * p, dlogit) of a tile, whichever way round it is."""
+    """p = exp(logit - lse) of a tile; 0 in a row that saw nothing, NaN in one that saw an infinite logit, as softmax has."""
+    subtrahend = lse
+    if not ADDITIVE:
+        subtrahend = lse * LOG2E
+    subtrahend = tl.where(lse == float("inf"), float("nan"), subtrahend)
+    subtrahend = tl.where(lse == float("-inf"), float("inf"), subtrahend)
+    p = exponential(logit, tl.expand_dims(subtrahend, 1 - ROW_AXIS), logit_scale, ADDITIVE, SCALE_FIRST)
     if ADDITIVE:
-        p = tl.exp2((logit - subtrahend) * LOG2E - correction)
-    else:
-        p = exponential(logit, subtrahend, logit_scale, ADDITIVE, SCALE_FIRST)
+        large = large_lse(lse)
+        if tl.max(large.to(tl.int32), axis=0) > 0:
+            p *= tl.exp2(-tl.expand_dims(tl.load(correction, mask=large, other=0.0), 1 - ROW_AXIS))
+    return p
+
+
+@triton.jit
+def logit_gradients(p, dp, delta, keep, keep_factor, DROPOUT: tl.constexpr):
+    """(keep / (1 - dropout_p) * p, dlogit) of a tile, whichever way round it is."""
     kept = p
     if DROPOUT:
         factor = tl.where(keep, keep_factor, 0.0)
@@ -266,7 +282,11 @@ class Call:
     @property
     def tile_key(self) -> _configs.AttentionKey:
         return _configs.AttentionKey(
-            max(self.head_dim, self.value_dim), self.element_size, max(self.max_q, self.max_k), self.flags["DROPOUT"]
+            max(self.head_dim, self.value_dim),
+            self.element_size,
+            max(self.max_q, self.max_k),
+            self.flags["DROPOUT"],
+            bool(self.mask_shape),
         )
 
     @functools.cached_property
@@ -289,9 +309,25 @@ def block_dim(head_dim: int) -> int:
     return max(16, triton.next_power_of_2(head_dim))
 
 
-def unit_stride(x: Tensor) -> Tensor:
-    """x with neighbouring elements along its last dimension: itself where its strides allow."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+#: Tiles have at most 256 rows, and offsets within them are int32.
+_MAX_ROW_STRIDE = 2**31 // 256
+
+
+def unit_stride(x: Tensor, rows: int | None = None) -> Tensor:
+    """x with neighbouring elements along its last dimension and rows not too far apart: itself where its strides allow.
+
+    `rows` is the dimension of the sequence: by default that of [batch, heads, seq, head_dim] or [total, heads, head_dim].
+    Raises ValueError where even contiguous rows are too far apart.
+    """
+    rows = (2 if x.dim() == 4 else 0) if rows is None else rows
+    if x.stride(-1) != 1 or x.stride(rows) >= _MAX_ROW_STRIDE:
+        x = x.contiguous()
+    if x.stride(rows) >= _MAX_ROW_STRIDE:
+        raise ValueError(
+            f"attention: rows of {list(x.shape)} are {x.stride(rows)} elements apart; the Triton kernels take less than "
+            f"{_MAX_ROW_STRIDE}. Split the heads."
+        )
+    return x
 
 
 def strides(name: str, x: Tensor) -> dict[str, int]:
@@ -369,7 +405,7 @@ def prepare(
         attn_mask = _mask_view(attn_mask, (1 if packed else batch, heads, max_q, max_k))
         mask_strides = (0 if packed else attn_mask.stride(0), *attn_mask.stride()[1:])
     if key_padding_mask is not None:
-        key_padding_mask = unit_stride(key_padding_mask).view(torch.uint8)
+        key_padding_mask = unit_stride(key_padding_mask, rows=1).view(torch.uint8)
     alibi_stride = 0
     if alibi_slopes is not None:
         alibi_slopes = alibi_slopes.contiguous()
@@ -428,6 +464,7 @@ AOT_VARIANTS: dict[str, dict[str, Any]] = {
     "additive": dict(mask=torch.float32),
     "window-alibi": dict(window_left=128, window_right=0, alibi=True),
     "dropout": dict(dropout_p=0.1),
+    "additive-dropout": dict(mask=torch.float32, dropout_p=0.1),
 }
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -473,8 +510,14 @@ def aot_grid(operation: str) -> list[tuple[str, int, torch.dtype, int, dict[str,
     for head_dim, length in _configs.attention_lines(operation):
         for dtype, name in DTYPE_NAMES.items():
             for variant, options in AOT_VARIANTS.items():
-                if variant in ("full", "causal", "packed-causal-dropout") or (
-                    head_dim == 64 and length > 256 and dtype != torch.float16
+                if (
+                    variant in ("full", "causal", "packed-causal-dropout")
+                    or (head_dim == 64 and length > 256 and dtype != torch.float16)
+                    or (
+                        head_dim in (128, 256)
+                        and dtype == torch.bfloat16
+                        and variant in ("padding", "additive", "additive-dropout")
+                    )
                 ):
                     grid.append(
                         (f"{operation}-d{head_dim}-s{length}-{name}-{variant}", head_dim, dtype, length, options)

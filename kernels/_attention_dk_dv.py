@@ -10,15 +10,14 @@ import triton.language as tl
 from fastbert.kernels._attention_common import (
     LOG2E,
     VARYING,
+    backward_weights,
     bounds,
     keep_pairs,
     load_tile,
+    logit_gradients,
     logits,
     place,
-    row_subtrahend,
     store_tile,
-    tile_offsets,
-    weights_and_gradients,
 )
 
 
@@ -29,11 +28,11 @@ def _gather_dk_dv(
     q, grad_out, out, dq, attn_mask, key_padding,  # of the sequence and head; out if WHOLE, dq if WHOLE or ADD_DQ
     lse, delta, correction,  # of the sequence and head; delta read, or if WHOLE written where it is not None
     seed, q_stride, grad_out_stride, out_stride, dq_stride, mask_stride_q, mask_stride_k,
-    sequence_head, first_key, first, last, shift, seq_q, seq_k, max_q, max_k, slope, logit_scale, scale,
+    sequence_head, first_key, first, full, last, shift, seq_q, seq_k, max_q, max_k, slope, logit_scale, scale,
     window_left, window_right, counter, threshold, keep_factor,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     ALIBI: tl.constexpr, ADDITIVE: tl.constexpr, SCALE_FIRST: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    DROPOUT: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+    DROPOUT: tl.constexpr, PRECISION: tl.constexpr, ALL_MASKED: tl.constexpr,
     WHOLE: tl.constexpr, ADD_DQ: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -46,8 +45,10 @@ def _gather_dk_dv(
     for first_query in tl.range(first, last, BLOCK_M, num_stages=1 if ADDITIVE else STAGES):
         query = first_query + tl.arange(0, BLOCK_M)
         in_rows = query < seq_q
-        q_tile = load_tile(q, first_query, q_stride, seq_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)
-        grad_tile = load_tile(grad_out, first_query, grad_out_stride, seq_q, BLOCK_M, VALUE_DIM, BLOCK_V, True)
+        q_tile = load_tile(q, first_query, q_stride, seq_q, BLOCK_M, HEAD_DIM, BLOCK_D, True, NARROW=ADD_DQ)
+        grad_tile = load_tile(
+            grad_out, first_query, grad_out_stride, seq_q, BLOCK_M, VALUE_DIM, BLOCK_V, True, NARROW=ADD_DQ
+        )
         row_lse = tl.load(lse + query, mask=in_rows, other=float("-inf"))
         if WHOLE:
             out_tile = load_tile(out, first_query, out_stride, seq_q, BLOCK_M, VALUE_DIM, BLOCK_V, True)
@@ -56,15 +57,21 @@ def _gather_dk_dv(
                 tl.store(delta + query, row_delta, mask=in_rows)
         else:
             row_delta = tl.load(delta + query, mask=in_rows, other=0.0)
-        row_correction = 0.0
+        row_correction = correction
         if ADDITIVE:
-            row_correction = tl.load(correction + query, mask=in_rows, other=0.0)[None, :]
+            row_correction = correction + query
         products = tl.dot(k, tl.trans(q_tile), input_precision=PRECISION)
         logit = logits(
             products, query[None, :], key, attn_mask, mask_stride_q, mask_stride_k, key_padding,
             slope, logit_scale, shift, seq_q, seq_k, window_left, window_right,
-            ALIBI, ADDITIVE, SCALE_FIRST, LEFT, RIGHT, MASKED,
+            ALIBI, ADDITIVE, SCALE_FIRST, LEFT, RIGHT, ALL_MASKED,
         )  # fmt: skip
+        if not ALL_MASKED:  # noqa: SIM102 (goes away at compile time)
+            if first_query < full:
+                logit = logits(
+                    logit, query[None, :], key, None, 0, 0, key_padding,
+                    0.0, 1.0, shift, seq_q, seq_k, window_left, window_right, False, False, False, LEFT, RIGHT, True,
+                )  # fmt: skip
         dp = tl.dot(v, tl.trans(grad_tile), input_precision=PRECISION)
         keep = False
         if DROPOUT:
@@ -73,19 +80,19 @@ def _gather_dk_dv(
                     seed, counter, sequence_head, first_query, first_key, max_q, max_k, threshold, BLOCK_M, BLOCK_N
                 )
             )
-        kept, dlogit = weights_and_gradients(
-            logit, row_subtrahend(row_lse, ADDITIVE)[None, :], row_correction, dp, row_delta[None, :], keep, keep_factor,
-            logit_scale, ADDITIVE, SCALE_FIRST, DROPOUT,
-        )  # fmt: skip
+        p = backward_weights(logit, row_lse, row_correction, logit_scale, ADDITIVE, SCALE_FIRST, 1)
+        kept, dlogit = logit_gradients(p, dp, row_delta[None, :], keep, keep_factor, DROPOUT)
         dv = tl.dot(kept.to(grad_tile.dtype), grad_tile, dv, input_precision=PRECISION)
         dlogit = dlogit.to(q_tile.dtype)
         dk = tl.dot(dlogit, q_tile, dk, input_precision=PRECISION)
         if ADD_DQ:
             # Relaxed: nobody reads the sums before the kernel has ended.
             dq_tile = tl.dot(tl.trans(dlogit), k, input_precision=PRECISION)
-            pointers = dq + tl.cast(first_query, tl.int64) * dq_stride + tile_offsets(dq_stride, BLOCK_M, BLOCK_D)
-            in_width = (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
-            tl.atomic_add(pointers, dq_tile, mask=in_rows[:, None] & in_width, sem="relaxed")
+            # Of a head the rows are neighbours: offsets known to the compiler, not registers.
+            column = tl.arange(0, BLOCK_D)[None, :]
+            offsets = tl.arange(0, BLOCK_M)[:, None] * HEAD_DIM + column
+            pointers = dq + tl.cast(first_query, tl.int64) * HEAD_DIM + offsets
+            tl.atomic_add(pointers, dq_tile, mask=in_rows[:, None] & (column < HEAD_DIM), sem="relaxed")
         if WHOLE:
             dq_tile = tl.dot(tl.trans(dlogit), k, input_precision=PRECISION) * scale
             # Zero weights times what is not finite would be NaN.
@@ -122,7 +129,7 @@ def dk_dv_kernel(
     lse,  # float32 [batch, heads, seq_q], packed [heads, total_q]
     delta,  # float32, as lse; if WHOLE written, or None
     correction,  # float32, as lse, or None where the mask is not additive
-    dq,  # as q, contiguous; written if WHOLE; float32, added to without the scale if ADD_DQ
+    dq,  # if WHOLE as q, contiguous, written; if ADD_DQ float32 [(batch,) heads, rows, head_dim], added to, without the scale
     dk, dv,  # as k and v, contiguous, written
     cu_seqlens_q, cu_seqlens_k, attn_mask, key_padding, key_bounds, alibi, seed,
     grad_out_stride_b, grad_out_stride_h, grad_out_stride, out_stride_b, out_stride_h, out_stride,
@@ -137,7 +144,6 @@ def dk_dv_kernel(
     BOTTOM_RIGHT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
     WHOLE: tl.constexpr,  # one block has all keys of a sequence: dq and delta too
     ADD_DQ: tl.constexpr,  # every block adds its part of dq, in no order
-    SPLIT: tl.constexpr,  # blocks that need no mask have a loop of their own
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dk and dv. Grid: blocks of keys of every key head of every sequence; sequence_heads counts key heads here."""
@@ -181,9 +187,8 @@ def dk_dv_kernel(
     first, full, last = _visible_queries(
         first_key, BLOCK_N, shift, seq_q, window_left, window_right, LEFT, RIGHT, BLOCK_M
     )
-    # A window that ends on both sides is mostly blocks that it cuts: one loop, and its registers, for all of them.
-    ALL_MASKED: tl.constexpr = attn_mask is not None or (key_padding is not None and key_bounds is None)
-    ONE_LOOP: tl.constexpr = ALL_MASKED or WHOLE or LEFT or not SPLIT
+    ALL_MASKED: tl.constexpr = attn_mask is not None or (key_padding is not None and key_bounds is None) or WHOLE
+    full = tl.where(LEFT, last, full)
     if ADD_DQ:
         # Keys past the end, loaded as zeros, would give dq their weight, which may be inf, times zero.
         full = tl.where(first_key + BLOCK_N > seq_k, last, full)
@@ -216,35 +221,14 @@ def dk_dv_kernel(
             slope = tl.load(alibi + at * alibi_stride + h).to(tl.float32)
             if not ADDITIVE:
                 slope *= LOG2E
-        if not ONE_LOOP:
-            if RIGHT or ADD_DQ or key_bounds is not None:
-                dk_tile, dv_tile = _gather_dk_dv(
-                    dk_tile, dv_tile, k_tile, v_tile, q_head, grad_head, out_head, dq_head, mask_head, key_padding,
-                    lse_head, delta_head, correction_head, seed_value,
-                    q_stride, grad_out_stride, out_stride, dq_stride, mask_stride_q, mask_stride_k,
-                    query_head, first_key, first, tl.minimum(full, last), shift, seq_q, seq_k, max_q, max_k,
-                    slope, logit_scale, scale, window_left, window_right, counter, threshold, keep_factor,
-                    HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, ALIBI, ADDITIVE, SCALE_FIRST, LEFT, RIGHT,
-                    DROPOUT, PRECISION, True, WHOLE, ADD_DQ, BLOCK_M, BLOCK_N, STAGES,
-                )  # fmt: skip
-            dk_tile, dv_tile = _gather_dk_dv(
-                dk_tile, dv_tile, k_tile, v_tile, q_head, grad_head, out_head, dq_head, mask_head, key_padding,
-                lse_head, delta_head, correction_head, seed_value,
-                q_stride, grad_out_stride, out_stride, dq_stride, mask_stride_q, mask_stride_k,
-                query_head, first_key, full, last, shift, seq_q, seq_k, max_q, max_k,
-                slope, logit_scale, scale, window_left, window_right, counter, threshold, keep_factor,
-                HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, ALIBI, ADDITIVE, SCALE_FIRST, LEFT, RIGHT,
-                DROPOUT, PRECISION, False, WHOLE, ADD_DQ, BLOCK_M, BLOCK_N, STAGES,
-            )  # fmt: skip
-        else:
-            dk_tile, dv_tile = _gather_dk_dv(
-                dk_tile, dv_tile, k_tile, v_tile, q_head, grad_head, out_head, dq_head, mask_head, key_padding,
-                lse_head, delta_head, correction_head, seed_value,
-                q_stride, grad_out_stride, out_stride, dq_stride, mask_stride_q, mask_stride_k,
-                query_head, first_key, first, last, shift, seq_q, seq_k, max_q, max_k,
-                slope, logit_scale, scale, window_left, window_right, counter, threshold, keep_factor,
-                HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, ALIBI, ADDITIVE, SCALE_FIRST, LEFT, RIGHT,
-                DROPOUT, PRECISION, True, WHOLE, ADD_DQ, BLOCK_M, BLOCK_N, STAGES,
-            )  # fmt: skip
+        dk_tile, dv_tile = _gather_dk_dv(
+            dk_tile, dv_tile, k_tile, v_tile, q_head, grad_head, out_head, dq_head, mask_head, key_padding,
+            lse_head, delta_head, correction_head, seed_value,
+            q_stride, grad_out_stride, out_stride, dq_stride, mask_stride_q, mask_stride_k,
+            query_head, first_key, first, full, last, shift, seq_q, seq_k, max_q, max_k,
+            slope, logit_scale, scale, window_left, window_right, counter, threshold, keep_factor,
+            HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, ALIBI, ADDITIVE, SCALE_FIRST, LEFT, RIGHT,
+            DROPOUT, PRECISION, ALL_MASKED, WHOLE, ADD_DQ, BLOCK_M, BLOCK_N, STAGES,
+        )  # fmt: skip
     store_tile(dk, dk_tile * scale, first_key, dk_stride, seq_k, BLOCK_N, HEAD_DIM, BLOCK_D)
     store_tile(dv, dv_tile, first_key, dv_stride, seq_k, BLOCK_N, VALUE_DIM, BLOCK_V)

@@ -9,15 +9,15 @@ import triton.language as tl
 from fastbert.kernels._attention_common import (
     LOG2E,
     VARYING,
+    backward_weights,
     bounds,
     keep_pairs,
     load_tile,
+    logit_gradients,
     logits,
     place,
-    row_subtrahend,
     store_tile,
     visible_keys,
-    weights_and_gradients,
 )
 
 
@@ -25,7 +25,7 @@ from fastbert.kernels._attention_common import (
 def _gather_dq(
     accumulator,  # float32 [BLOCK_M, BLOCK_D]
     q_tile, grad_tile,  # of the queries: [BLOCK_M, BLOCK_D], [BLOCK_M, BLOCK_V]
-    subtrahend, correction, delta,  # of the queries: [BLOCK_M, 1]
+    row_lse, correction, delta,  # of the queries: [BLOCK_M], pointers [BLOCK_M], [BLOCK_M, 1]
     q, grad_out, k, v, attn_mask, key_padding,  # of the sequence and head
     seed, q_stride, grad_out_stride, k_stride, v_stride, mask_stride_q, mask_stride_k,
     sequence_head, first_query, first, last, shift, seq_q, seq_k, max_q, max_k, slope, logit_scale,
@@ -61,9 +61,8 @@ def _gather_dq(
             keep = keep_pairs(
                 seed, counter, sequence_head, first_query, first_key, max_q, max_k, threshold, BLOCK_M, BLOCK_N
             )
-        _, dlogit = weights_and_gradients(
-            logit, subtrahend, correction, dp, delta, keep, keep_factor, logit_scale, ADDITIVE, SCALE_FIRST, DROPOUT
-        )
+        p = backward_weights(logit, row_lse, correction, logit_scale, ADDITIVE, SCALE_FIRST, 0)
+        _, dlogit = logit_gradients(p, dp, delta, keep, keep_factor, DROPOUT)
         accumulator = tl.dot(dlogit.to(k_tile.dtype), k_tile, accumulator, input_precision=PRECISION)
     return accumulator
 
@@ -134,10 +133,8 @@ def dq_kernel(
     row_delta = tl.sum(grad_tile.to(tl.float32) * out_tile.to(tl.float32), axis=1)
     tl.store(delta + statistics, row_delta, mask=query < seq_q)
     row_lse = tl.load(lse + statistics, mask=query < seq_q, other=float("-inf"))
-    subtrahend = row_subtrahend(row_lse, ADDITIVE)[:, None]
-    row_correction = 0.0
     if ADDITIVE:
-        row_correction = tl.load(correction + statistics, mask=query < seq_q, other=0.0)[:, None]
+        correction += statistics
     accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     first, full_first, full_last, last = visible_keys(
         first_query, BLOCK_M, shift, seq_k, key_bounds, window_left, window_right, LEFT, RIGHT, BLOCK_N
@@ -147,7 +144,7 @@ def dq_kernel(
     else:
         if LEFT or key_bounds is not None:
             accumulator = _gather_dq(
-                accumulator, q_tile, grad_tile, subtrahend, row_correction, row_delta[:, None],
+                accumulator, q_tile, grad_tile, row_lse, correction, row_delta[:, None],
                 q, grad_out, k, v, attn_mask, key_padding,
                 seed_value, q_stride, grad_out_stride, k_stride, v_stride, mask_stride_q, mask_stride_k,
                 sequence_head, first_query, first, tl.minimum(full_first, last), shift, seq_q, seq_k, max_q, max_k,
@@ -156,7 +153,7 @@ def dq_kernel(
                 DROPOUT, PRECISION, True, BLOCK_M, BLOCK_N, STAGES,
             )  # fmt: skip
         accumulator = _gather_dq(
-            accumulator, q_tile, grad_tile, subtrahend, row_correction, row_delta[:, None],
+            accumulator, q_tile, grad_tile, row_lse, correction, row_delta[:, None],
             q, grad_out, k, v, attn_mask, key_padding,
             seed_value, q_stride, grad_out_stride, k_stride, v_stride, mask_stride_q, mask_stride_k,
             sequence_head, first_query, full_first, full_last, shift, seq_q, seq_k, max_q, max_k,
@@ -165,7 +162,7 @@ def dq_kernel(
             DROPOUT, PRECISION, False, BLOCK_M, BLOCK_N, STAGES,
         )  # fmt: skip
     accumulator = _gather_dq(
-        accumulator, q_tile, grad_tile, subtrahend, row_correction, row_delta[:, None],
+        accumulator, q_tile, grad_tile, row_lse, correction, row_delta[:, None],
         q, grad_out, k, v, attn_mask, key_padding,
         seed_value, q_stride, grad_out_stride, k_stride, v_stride, mask_stride_q, mask_stride_k,
         sequence_head, first_query, full_last, last, shift, seq_q, seq_k, max_q, max_k,

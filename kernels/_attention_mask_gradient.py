@@ -18,14 +18,14 @@ from fastbert.kernels import _configs
 from fastbert.kernels._attention_common import (
     VARYING,
     Call,
+    backward_weights,
     bounds,
     keep_pairs,
     load_tile,
+    logit_gradients,
     logits,
-    row_subtrahend,
     tile_for,
     visible_keys,
-    weights_and_gradients,
 )
 from fastbert.kernels._launch import device_of, launch
 
@@ -33,6 +33,7 @@ _VARYING = [
     *VARYING, "mask_batch", "mask_heads", "mask_blocks_q", "mask_blocks_k",
     "shared_heads", "shared_blocks_q", "shared_blocks_k", "tiles", "tiles_each",
 ]  # fmt: skip
+
 
 @triton.jit(do_not_specialize=_VARYING)
 def _mask_gradient_kernel(
@@ -86,7 +87,7 @@ def _mask_gradient_kernel(
         real_keys = key_bounds
         if key_bounds is not None:
             real_keys = key_bounds + at * 3
-        first, _, _, last = visible_keys(
+        first, full_first, full_last, last = visible_keys(
             first_query, BLOCK_M, shift, seq_k, real_keys, window_left, window_right, LEFT, RIGHT, BLOCK_N
         )
         if (first_query < seq_q) & (first_key >= first) & (first_key < last):
@@ -104,7 +105,6 @@ def _mask_gradient_kernel(
             statistics = at * lse_stride_b + h * lse_stride_h + row_q + query
             row_lse = tl.load(lse + statistics, mask=query < seq_q, other=float("-inf"))
             row_delta = tl.load(delta + statistics, mask=query < seq_q, other=0.0)
-            row_correction = tl.load(correction + statistics, mask=query < seq_q, other=0.0)
             q_tile = load_tile(q_head, first_query, q_stride, seq_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)
             grad_tile = load_tile(grad_head, first_query, grad_out_stride, seq_q, BLOCK_M, VALUE_DIM, BLOCK_V, True)
             k_tile = load_tile(k_head, first_key, k_stride, seq_k, BLOCK_N, HEAD_DIM, BLOCK_D, True)
@@ -122,10 +122,8 @@ def _mask_gradient_kernel(
                     seed_value, counter, sequence * heads + head, first_query, first_key, max_q, max_k,
                     threshold, BLOCK_M, BLOCK_N,
                 )  # fmt: skip
-            _, dlogit = weights_and_gradients(
-                logit, row_subtrahend(row_lse, ADDITIVE)[:, None], row_correction[:, None], dp, row_delta[:, None], keep,
-                keep_factor, logit_scale, ADDITIVE, SCALE_FIRST, DROPOUT,
-            )  # fmt: skip
+            p = backward_weights(logit, row_lse, correction + statistics, logit_scale, ADDITIVE, SCALE_FIRST, 0)
+            kept, dlogit = logit_gradients(p, dp, row_delta[:, None], keep, keep_factor, DROPOUT)
             total += dlogit
 
     width = 1 if SUM_KEYS else max_k

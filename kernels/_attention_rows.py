@@ -4,30 +4,25 @@ import triton
 import triton.language as tl
 
 from fastbert.kernels._attention_common import (
-    LOG2E,
     VARYING,
     bounds,
+    exponential,
+    large_lse,
     load_tile,
     logits,
     place,
-    row_subtrahend,
     store_tile,
     visible_keys,
 )
-
-#: From this magnitude on, the logarithm of a row's sum is lost in a float32 log-sum-exp, wholly or in part: rows that see
-#: nothing but a mask's least number, -3.4e38, -65504 or BERT's -10000. Below, it is off by less than 2**-14.
-_LARGE_LSE: tl.constexpr = tl.constexpr(1024.0)
 
 
 @triton.jit(do_not_specialize=["heads", "rows", "blocks"])
 def delta_kernel(
     grad_out, out,  # [batch, heads, rows, value_dim] by their strides; packed: batch 1, all tokens its rows
     delta,  # float32 [batch, heads, rows], written
-    dq_sum,  # float32, as q, contiguous, zeroed
+    dq_sum,  # float32 [batch, heads, rows, head_dim], zeroed
     grad_out_stride_b, grad_out_stride_h, grad_out_stride, out_stride_b, out_stride_h, out_stride,
-    dq_stride_b, dq_stride_h, dq_stride, lse_stride_b, lse_stride_h,
-    heads, rows, blocks,
+    lse_stride_b, lse_stride_h, heads, rows, blocks,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):  # fmt: skip
@@ -36,19 +31,19 @@ def delta_kernel(
     at, h = (tl.program_id(0) // blocks // heads).to(tl.int64), (tl.program_id(0) // blocks % heads).to(tl.int64)
     grad_out += at * grad_out_stride_b + h * grad_out_stride_h
     out += at * out_stride_b + h * out_stride_h
-    dq_sum += at * dq_stride_b + h * dq_stride_h
+    dq_sum += (at * lse_stride_b + h * lse_stride_h) * HEAD_DIM
     grad_tile = load_tile(grad_out, first, grad_out_stride, rows, BLOCK_M, VALUE_DIM, BLOCK_V, True)
     out_tile = load_tile(out, first, out_stride, rows, BLOCK_M, VALUE_DIM, BLOCK_V, True)
     row_delta = tl.sum(grad_tile.to(tl.float32) * out_tile.to(tl.float32), axis=1)
     row = first + tl.arange(0, BLOCK_M)
     tl.store(delta + at * lse_stride_b + h * lse_stride_h + row, row_delta, mask=row < rows)
     zeros = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    store_tile(dq_sum, zeros, first, dq_stride, rows, BLOCK_M, HEAD_DIM, BLOCK_D)
+    store_tile(dq_sum, zeros, first, HEAD_DIM, rows, BLOCK_M, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["heads", "rows", "blocks"])
 def dq_cast_kernel(
-    dq_sum,  # float32, as q, contiguous
+    dq_sum,  # float32 [batch, heads, rows, head_dim]
     dq,  # as q, contiguous, written
     lse,  # float32 [batch, heads, rows]
     dq_stride_b, dq_stride_h, dq_stride, lse_stride_b, lse_stride_h, scale,
@@ -60,11 +55,11 @@ def dq_cast_kernel(
     at, h = (tl.program_id(0) // blocks // heads).to(tl.int64), (tl.program_id(0) // blocks % heads).to(tl.int64)
     row = first + tl.arange(0, BLOCK_M)
     row_lse = tl.load(lse + at * lse_stride_b + h * lse_stride_h + row, mask=row < rows, other=0.0)
-    offset = at * dq_stride_b + h * dq_stride_h
-    tile = load_tile(dq_sum + offset, first, dq_stride, rows, BLOCK_M, HEAD_DIM, BLOCK_D, True)
+    dq_sum += (at * lse_stride_b + h * lse_stride_h) * HEAD_DIM
+    tile = load_tile(dq_sum, first, HEAD_DIM, rows, BLOCK_M, HEAD_DIM, BLOCK_D, True)
     # Zero weights times what is not finite would be NaN.
     tile = tl.where((row_lse == float("-inf"))[:, None], 0.0, tile * scale)
-    store_tile(dq + offset, tile, first, dq_stride, rows, BLOCK_M, HEAD_DIM, BLOCK_D)
+    store_tile(dq + at * dq_stride_b + h * dq_stride_h, tile, first, dq_stride, rows, BLOCK_M, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -96,7 +91,7 @@ def correction_kernel(
     query = first_query + tl.arange(0, BLOCK_M)
     statistics = at * lse_stride_b + h * lse_stride_h + row_q + query
     row_lse = tl.load(lse + statistics, mask=query < seq_q, other=0.0)
-    large = (tl.abs(row_lse) >= _LARGE_LSE) & (tl.abs(row_lse) < float("inf"))
+    large = large_lse(row_lse)
     total = tl.where(large, 0.0, 1.0)
     if tl.max(large.to(tl.int32), axis=0) > 0:
         kv_head = h // (heads // kv_heads)
@@ -115,7 +110,6 @@ def correction_kernel(
         if BOTTOM_RIGHT:
             shift = seq_k - seq_q
         q_tile = load_tile(q, first_query, q_stride, seq_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)
-        subtrahend = row_subtrahend(row_lse, True)[:, None]
         first, _, _, last = visible_keys(
             first_query, BLOCK_M, shift, seq_k, key_bounds, window_left, window_right, LEFT, RIGHT, BLOCK_N
         )
@@ -128,6 +122,6 @@ def correction_kernel(
                 slope, logit_scale, shift, seq_q, seq_k, window_left, window_right,
                 ALIBI, True, True, LEFT, RIGHT, True,
             )  # fmt: skip
-            p = tl.exp2((logit - subtrahend) * LOG2E)
+            p = exponential(logit, row_lse[:, None], logit_scale, True, True)
             total += tl.where(large, tl.sum(p, axis=1), 0.0)
     tl.store(correction + statistics, tl.log2(total), mask=query < seq_q)

@@ -147,7 +147,6 @@ class AttentionTile:
     num_stages: int = 1  # steps whose tiles are loaded ahead, by asynchronous copies to shared memory
     min_length: int = 0
     max_length: int = 2**31
-    split: bool = True  # dk and dv: a loop of their own for blocks that need no mask; costs registers
 
     def __post_init__(self) -> None:
         for block in (self.block_m, self.block_n):
@@ -226,13 +225,13 @@ _ATTENTION_TILES: dict[tuple[str, str, int], tuple[AttentionTile, ...]] = {
     ),
     ("attention_backward_dk_dv", "cuda", 2): (
         AttentionTile(max_head_dim=64, block_m=32, block_n=128, num_warps=8, num_stages=2),
-        AttentionTile(max_head_dim=128, block_m=32, block_n=128, num_warps=8, num_stages=2, split=False),
-        AttentionTile(max_head_dim=256, block_m=32, block_n=32, num_warps=8, split=False),
+        AttentionTile(max_head_dim=128, block_m=32, block_n=128, num_warps=8, num_stages=2),
+        AttentionTile(max_head_dim=256, block_m=32, block_n=32, num_warps=8),
     ),
     ("attention_backward_dk_dv_dropout", "cuda", 2): (
         AttentionTile(max_head_dim=64, block_m=32, block_n=128, num_warps=8),
-        AttentionTile(max_head_dim=128, block_m=16, block_n=64, num_warps=8, num_stages=2, split=False),
-        AttentionTile(max_head_dim=256, block_m=32, block_n=32, num_warps=8, split=False),
+        AttentionTile(max_head_dim=128, block_m=16, block_n=64, num_warps=8, num_stages=2),
+        AttentionTile(max_head_dim=256, block_m=32, block_n=32, num_warps=8),
     ),
     ("attention_backward_dk_dv", "cuda", 4): (
         AttentionTile(max_head_dim=64, block_m=16, block_n=32, num_warps=4),
@@ -263,8 +262,15 @@ _ATTENTION_TILES: dict[tuple[str, str, int], tuple[AttentionTile, ...]] = {
         AttentionTile(max_head_dim=64, block_m=32, block_n=128, num_warps=4, max_length=128),
     ),
     ("attention_backward_add", "cuda", 2): (
-        AttentionTile(max_head_dim=64, block_m=64, block_n=128, num_warps=8, min_length=512),
-        AttentionTile(max_head_dim=128, block_m=64, block_n=64, num_warps=8, min_length=512),
+        AttentionTile(max_head_dim=64, block_m=64, block_n=128, num_warps=8, num_stages=2, min_length=512),
+        AttentionTile(max_head_dim=128, block_m=32, block_n=64, num_warps=8, num_stages=2, min_length=512),
+    ),
+    ("attention_backward_add_masked", "cuda", 2): (
+        AttentionTile(max_head_dim=64, block_m=32, block_n=128, num_warps=8, num_stages=2, min_length=512),
+        AttentionTile(max_head_dim=128, block_m=32, block_n=64, num_warps=8, num_stages=2, min_length=512),
+    ),
+    ("attention_backward_add_dropout", "cuda", 2): (
+        AttentionTile(max_head_dim=64, block_m=32, block_n=128, num_warps=8, num_stages=2, min_length=512),
     ),
     ("attention_backward_add", "hip", 2): (
         AttentionTile(max_head_dim=128, block_m=32, block_n=64, num_warps=4, min_length=512),
@@ -315,20 +321,26 @@ class AttentionKey:
     element_size: int  # bytes
     length: int  # of the longest sequence, queries or keys
     dropout: bool
+    mask: bool = False  # attn_mask, whose tile takes registers
 
 
 def _attention_lines(operation: str, device: Device, key: AttentionKey) -> list[AttentionTile]:
     element_size = 0 if device.architecture == "interpreter" else key.element_size
-    names = [f"{operation}_dropout", operation] if key.dropout else [operation]
+    variants = (("_dropout", key.dropout), ("_masked", key.mask), ("", True))
+    names = [operation + variant for variant, wanted in variants if wanted]
     for name, architecture in itertools.product(names, (device.architecture, device.family)):
         table = _ATTENTION_TILES.get((name, architecture, element_size))
         if table is not None:
-            return [line for line in table if key.head_dim <= line.max_head_dim and line.min_length <= key.length <= line.max_length]
+            return [
+                line
+                for line in table
+                if key.head_dim <= line.max_head_dim and line.min_length <= key.length <= line.max_length
+            ]
     return []
 
 
 def attention_tile(operation: str, device: Device, key: AttentionKey) -> AttentionTile:
-    """The line of `operation`'s table: with dropout first of "<operation>_dropout", for the architecture first."""
+    """The line of `operation`'s table: first of "<operation>_dropout" or "<operation>_masked", for the architecture first."""
     return _attention_lines(operation, device, key)[0]
 
 
@@ -376,7 +388,7 @@ def mask_gradient_splits(device: Device, blocks: int, tiles: int) -> tuple[int, 
 def attention_lines(operation: str) -> list[tuple[int, int]]:
     """(head_dim, length) that reach every line of `operation`'s tables: what the ahead-of-time compiler has to try."""
     kernels = {"attention_backward": ("_dq", "_dk_dv", "_add", "_whole", "_mask")}.get(operation, ("",))
-    names = {operation + kernel + dropout for kernel in kernels for dropout in ("", "_dropout")}
+    names = {operation + kernel + variant for kernel in kernels for variant in ("", "_dropout", "_masked")}
     lines = {
         (line.max_head_dim, min(line.max_length, 1024))
         for (name, architecture, _), table in _ATTENTION_TILES.items()

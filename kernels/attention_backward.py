@@ -109,10 +109,12 @@ def attention_backward(
     rest = dict(shared, **strides("out", out), **strides("dq", dq), scale=float(scale))
     dq_sum = None
     if way == "add":
-        dq_sum = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+        dq_sum = torch.empty((*lse.shape, call.head_dim), dtype=torch.float32, device=q.device)
+        sequence, head = rest["lse_stride_b"], rest["lse_stride_h"]
+        rest |= dict(dq_stride_b=sequence * call.head_dim, dq_stride_h=head * call.head_dim, dq_stride=call.head_dim)
         _launch_rows(
             delta_kernel, call, q, grad_out, out, delta, dq_sum, **strides("grad_out", grad_out), **strides("out", out),
-            **strides("dq", dq), VALUE_DIM=call.value_dim, BLOCK_V=call.block_dims["BLOCK_V"],
+            VALUE_DIM=call.value_dim, BLOCK_V=call.block_dims["BLOCK_V"],
         )  # fmt: skip
     if way == "two passes":
         tile = tile_for("attention_backward_dq", call, device)
@@ -130,7 +132,7 @@ def attention_backward(
         dq if dq_sum is None else dq_sum, dk, dv, **rest, **call.bounded(tile.block_n),
         **strides("dk", dk), **strides("dv", dv),
         blocks=blocks, sequence_heads=sequence_heads, group=call.heads_together(sequence_heads),
-        WHOLE=way == "whole", ADD_DQ=way == "add", SPLIT=tile.split, **tile.constexprs, num_warps=tile.num_warps,
+        WHOLE=way == "whole", ADD_DQ=way == "add", **tile.constexprs, num_warps=tile.num_warps,
     )  # fmt: skip
     if dq_sum is not None:
         _launch_rows(dq_cast_kernel, call, q, dq_sum, dq, lse, **strides("dq", dq), scale=float(scale))

@@ -200,7 +200,8 @@ def attention_decode(
     if out.numel() == 0:
         return out, lse
 
-    q, k_cache, v_cache, lengths = unit_stride(q), unit_stride(k_cache), unit_stride(v_cache), lengths.contiguous()
+    q, k_cache, v_cache = (unit_stride(x, rows=1) for x in (q, k_cache, v_cache))
+    lengths = lengths.contiguous()
     alibi_stride = 0
     if alibi_slopes is not None:
         alibi_slopes = alibi_slopes.contiguous()

@@ -29,8 +29,8 @@ class Case:
     head_dim: int = 32
     value_dim: int = 0  # 0: head_dim
     packed: bool = False
-    mask: str = ""  # "bool", "additive" or "", and what it is broadcast over: "additive-b" also -h, -q, -k
-    padding: bool = False
+    mask: str = ""  # "bool", "additive", "least" or "", and what it is broadcast over: "additive-b" also -h, -q, -k
+    padding: str = ""  # where padding is: "holes", "end", "start", "middle"
     alibi: int = 0  # dimensions of the slopes
     left: int = -1
     right: int = -1
@@ -100,12 +100,13 @@ def inputs(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 7) -
         sizes = {"b": 1 if case.packed else batch, "h": case.heads, "q": max_q, "k": max_k}
         shape = [1 if name in broadcast else size for name, size in sizes.items()]
         values = torch.randn(*shape, generator=generator)
+        if kind == "least":  # as transformers masks: zero or the dtype's least number, in some rows that alone
+            values = torch.where(values > 0.0, 0.0, torch.finfo(dtype).min)
+            values[..., ::5, :] = torch.finfo(dtype).min
         attn_mask = (values > -0.5 if kind == "bool" else values.to(dtype)).to(device)
         if case.packed:
             attn_mask = attn_mask[0]
-    padding = None
-    if case.padding:
-        padding = (torch.rand(batch, max_k, generator=generator) > 0.4).to(device)
+    padding = None if not case.padding else _padding(case.padding, batch, max_k, generator).to(device)
     slopes = None
     if case.alibi:
         slopes = torch.rand(*((batch,) if case.alibi == 2 else ()), case.heads, generator=generator).to(device)
@@ -116,6 +117,19 @@ def inputs(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 7) -
         case.dropout_p, key, 4 * 1001,
     )  # fmt: skip
     return Inputs(q, k, v, grad_out, arguments)
+
+
+def _padding(where: str, batch: int, keys: int, generator: torch.Generator) -> Tensor:
+    """bool [batch, keys], True = real: all of the first sequence (but for holes), ever fewer, none of the last of several."""
+    real = torch.linspace(keys, 0 if batch > 1 else keys // 2, batch)[:, None]
+    key = torch.arange(keys)
+    if where == "end":
+        return key < real
+    if where == "start":
+        return key >= keys - real
+    if where == "middle":
+        return (key < real / 3) | (key >= keys - real / 3)
+    return torch.rand(batch, keys, generator=generator) > 0.4
 
 
 def double(value: Any) -> Any:
@@ -193,7 +207,12 @@ def _eager(
 
 
 def check(
-    operations: Any, case: Case, dtype: torch.dtype, device: str = "cpu", backward: bool = True, deterministic: bool = False
+    operations: Any,
+    case: Case,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    backward: bool = True,
+    deterministic: bool = False,
 ) -> None:
     """out, lse and every gradient against float64."""
     i = inputs(case, dtype, device)
@@ -257,14 +276,25 @@ CASES = {
     "window of one": Case(((33, 33),), left=0, right=0),
     "window outside: nothing is seen": Case(((17, 80),), left=3, right=3, bottom_right=True),
     "window wider than everything": Case(((17, 33),), left=2**31 - 1, right=2**40),
-    "padding": Case(((17, 40), (17, 40)), padding=True),
+    "padding": Case(((17, 40), (17, 40)), padding="holes"),
+    "padding at the end": Case(((17, 130),) * 3, padding="end"),
+    "padding at the start, causal": Case(((65, 65),) * 3, padding="start", right=0),
+    "padding in the middle, window": Case(((65, 65),) * 2, padding="middle", left=40, right=9, dropout_p=0.1),
+    "padding at the end, grouped heads, a mask": Case(((17, 65),) * 2, padding="end", heads=4, mask="additive-h-q"),
+    "padding at the end, short": Case(((17, 30),) * 3, padding="end"),
     "bool mask": Case(((17, 40), (17, 40)), mask="bool"),
-    "bool mask for all heads": Case(((17, 40), (17, 40)), mask="bool-h-q", padding=True),
+    "bool mask for all heads": Case(((17, 40), (17, 40)), mask="bool-h-q", padding="holes"),
     "additive mask": Case(((17, 40), (17, 40)), mask="additive"),
     "additive mask for the batch": Case(((17, 40), (17, 40)), mask="additive-b", right=0),
     "additive mask for the heads": Case(((17, 40), (17, 40)), mask="additive-h-q"),
     "additive mask of rows": Case(((33, 33), (33, 33)), mask="additive-k-b", left=7),
     "additive mask of nothing": Case(((17, 17), (17, 17)), mask="additive-b-h-q-k"),
+    "mask of the least number": Case(((33, 65), (33, 65)), mask="least-h"),
+    "mask of the least number for all queries, short": Case(((17, 30), (17, 30)), mask="least-h-q"),
+    "mask of the least number, causal, dropout": Case(((33, 33),), mask="least", right=0, dropout_p=0.2),
+    "packed, bias of the least number": Case(
+        ((5, 5), (33, 65)), packed=True, mask="least-h", right=0, bottom_right=True
+    ),
     "alibi": Case(((33, 65),), alibi=1, right=0),
     "alibi by sequence, and a mask": Case(((17, 40), (17, 40)), alibi=2, mask="additive", bottom_right=True),
     "grouped heads": Case(((33, 40),), heads=6, kv_heads=2, head_dim=16),
@@ -314,7 +344,8 @@ def random_case(seed: int) -> Case:
         mask = "-".join([mask, *(name for name in ("h" if packed else "bhqk") if draw.random() < 0.4)])
     return Case(
         lengths=sequences, heads=kv_heads * draw.choice([1, 2]), kv_heads=kv_heads, head_dim=head_dim,
-        packed=packed, mask=mask, padding=not packed and draw.random() < 0.3, alibi=draw.choice([0, 0, 1, 2]),
+        packed=packed, mask=mask, padding="" if packed else draw.choice(["", "", "", "holes", "end", "start"]),
+        alibi=draw.choice([0, 0, 1, 2]),
         left=draw.choice([-1, -1, 0, 6, 40]), right=draw.choice([-1, 0, 0, 3, 40]),
         bottom_right=draw.random() < 0.5, dropout_p=draw.choice([0.0, 0.0, 0.1, 0.5]), beyond=draw.choice([0, 0, 5]),
     )  # fmt: skip
@@ -408,34 +439,72 @@ def check_not_finite(operations: Any, dtype: torch.dtype, device: str = "cpu") -
     for name, value in itertools.product("qkv", (torch.nan, torch.inf, -torch.inf)):
         spoilt = {n: x.clone() for n, x in (("q", i.q), ("k", i.k), ("v", i.v))}
         spoilt[name][0, 1, 20, 3] = value
-        out, _ = operations.attention(*spoilt.values(), *i.arguments, True)
-        wanted, _ = reference.attention(*spoilt.values(), *i.arguments, True)
+        out, lse = operations.attention(*spoilt.values(), *i.arguments, True)
+        wanted, wanted_lse = reference.attention(*spoilt.values(), *i.arguments, True)
         seen = slice(20, 21) if name == "q" else slice(0, 33)  # every query sees key 20: the diagonal starts at 32
         assert torch.equal(out[0, 1, seen].isnan(), wanted[0, 1, seen].isnan()), (name, value)
         assert torch.equal(out[0, 1, seen].isinf(), wanted[0, 1, seen].isinf()), (name, value)
+        assert torch.equal(lse.isnan(), wanted_lse.isnan()), (name, value)
+        assert torch.equal(lse.isposinf(), wanted_lse.isposinf()), (name, value)
         untouched = torch.ones(1, 2, 33, dtype=torch.bool, device=out.device)
         untouched[0, 1, seen] = False
         assert torch.equal(out[untouched], clean[untouched]), (name, value)
 
 
+def check_infinite_logits_backward(operations: Any, dtype: torch.dtype, device: str = "cpu") -> None:
+    """A row with an infinite logit has weights of NaN: so have the gradients of every key that it sees, as the reference's."""
+    for keys, deterministic in ((65, False), (65, True), (30, False)):
+        case = Case(((17, keys),), right=keys - 17, bottom_right=True)
+        i = inputs(case, dtype, device)
+        i.q[0, 1, 3, 5] = torch.inf
+        out, lse = operations.attention(i.q, i.k, i.v, *i.arguments, True)
+        assert lse[0, 1, 3] == torch.inf
+        call = (i.grad_out, i.q, i.k, i.v, out, lse, *i.arguments, False, deterministic)
+        for name, actual, wanted in zip(
+            ("dq", "dk", "dv"), operations.attention_backward(*call), reference.attention_backward(*call), strict=False
+        ):
+            assert torch.equal(actual[0, 0].isnan(), wanted[0, 0].isnan()), name
+            assert torch.equal(actual[0, 1].isnan(), wanted[0, 1].isnan()), name
+
+
+def check_padding_is_not_read(operations: Any, dtype: torch.dtype, device: str = "cpu", factor: int = 1) -> None:
+    """Whole blocks of padded keys may hold NaN: nothing of them reaches a result, and their gradients are zero."""
+    keys, real = 160 * factor, 70 * factor
+    i = inputs(Case(((17 * factor, keys),) * 2), dtype, device)
+    key = torch.arange(keys, device=i.q.device)
+    padding = torch.stack([key < real, key >= keys - real])
+    far = torch.stack([key >= keys - real, key < real])  # a block of any table's away from the real ones
+    spoilt = [torch.where(far[:, None, :, None], torch.nan, x) for x in (i.k, i.v)]
+    arguments = (*i.arguments[:5], padding, *i.arguments[6:])
+    for deterministic in (False, True):
+        results = []
+        for k, v in ((i.k, i.v), spoilt):
+            out, lse = operations.attention(i.q, k, v, *arguments, True)
+            call = (i.grad_out, i.q, k, v, out, lse, *arguments, False, deterministic)
+            results.append((out, lse, *operations.attention_backward(*call)))
+        for name, clean, actual in zip(("out", "lse", "dq", "dk", "dv"), *results, strict=False):
+            tolerance = 0.0 if deterministic or name != "dq" else 4 * torch.finfo(dtype).eps * float(clean.abs().max())
+            torch.testing.assert_close(actual, clean, rtol=0.0, atol=tolerance, msg=name)
+        for gradient in results[1][3:5]:
+            assert not gradient.transpose(1, 2)[~padding].any()
+
+
 def check_least_masks(operations: Any, dtype: torch.dtype, device: str = "cpu") -> None:
-    """Masks of the dtype's least number, as transformers makes them: a row of nothing else averages, and stays finite."""
-    case = Case(((33, 33), (33, 33)), mask="additive-h-q")
-    i = inputs(case, dtype, device)
-    mask = torch.zeros(2, 1, 1, 33, dtype=dtype, device=device)
-    mask[0, ..., 20:] = torch.finfo(dtype).min
-    mask[1] = torch.finfo(dtype).min
+    """A row of nothing but a mask's least number averages the values, and its gradient is an average's."""
+    i = inputs(Case(((33, 40), (33, 40)), mask="additive-h-q"), dtype, device)
+    mask = torch.full((2, 1, 1, 40), torch.finfo(torch.float32).min, device=device)
     arguments = (*i.arguments[:4], mask, *i.arguments[5:])
     out, lse = operations.attention(i.q, i.k, i.v, *arguments, True)
-    expected, _ = reference.attention(
-        i.q[:1], i.k[:1, :, :20], i.v[:1, :, :20], *i.arguments[:4], None, *i.arguments[5:], True
-    )
-    torch.testing.assert_close(out[:1], expected, rtol=1e-2, atol=1e-5 if dtype == torch.float32 else 2e-3)
-    if dtype == torch.float32:  # in 16 bits the least number leaves room for q·k
-        mean = i.v[1:].mean(2, keepdim=True).expand_as(out[1:])
-        torch.testing.assert_close(out[1:], mean, rtol=1e-4, atol=1e-5)
-    gradients = operations.attention_backward(i.grad_out, i.q, i.k, i.v, out, lse, *arguments, True, False)
-    assert all(gradient.isfinite().all() for gradient in gradients)
+    tolerance = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(out, i.v.mean(2, keepdim=True).expand_as(out), rtol=tolerance, atol=tolerance)
+    for deterministic in (False, True):
+        _, dk, dv, _ = operations.attention_backward(
+            i.grad_out, i.q, i.k, i.v, out, lse, *arguments, True, deterministic
+        )
+        torch.testing.assert_close(
+            dv, (i.grad_out.sum(2, keepdim=True) / 40).expand_as(dv), rtol=tolerance, atol=tolerance
+        )
+        assert dk.isfinite().all()
 
 
 def larger(case: Case, factor: int) -> Case:

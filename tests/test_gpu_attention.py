@@ -31,7 +31,7 @@ def test_triton_answers():
 
 
 @dtypes
-@pytest.mark.parametrize("factor", [1, 4], ids=lambda factor: f"x{factor}")
+@pytest.mark.parametrize("factor", [1, 4, 16], ids=lambda factor: f"x{factor}")
 @pytest.mark.parametrize("case", checks.CASES.values(), ids=ids(checks.CASES))
 def test_attention(case, factor, dtype):
     checks.check(operations, checks.larger(case, factor), dtype, CUDA)
@@ -59,7 +59,7 @@ def test_deterministic(dtype):
         ((700, 900), (1, 5), (0, 3), (300, 300)), heads=4, packed=True, dropout_p=0.1, right=0, mask="additive-h"
     )
     checks.check_deterministic(operations, case, dtype, CUDA)
-    checks.check_deterministic(operations, Case(((128, 128),) * 8, padding=True), dtype, CUDA)
+    checks.check_deterministic(operations, Case(((128, 128),) * 8, padding="holes"), dtype, CUDA)
 
 
 def test_strides():
@@ -80,6 +80,16 @@ def test_packed_dropout_mask():
 @dtypes
 def test_not_finite(dtype):
     checks.check_not_finite(operations, dtype, CUDA)
+
+
+@dtypes
+def test_infinite_logits_backward(dtype):
+    checks.check_infinite_logits_backward(operations, dtype, CUDA)
+
+
+@dtypes
+def test_padding_is_not_read(dtype):
+    checks.check_padding_is_not_read(operations, dtype, CUDA, factor=8)
 
 
 @dtypes

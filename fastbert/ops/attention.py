@@ -187,7 +187,9 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, cu_q, cu_k, attn_mask, key_padding_mask, alibi_slopes, seed = ctx.saved_tensors
-        max_seqlen_q, max_seqlen_k, scale, window_left, window_right, bottom_right, dropout_p, deterministic = ctx.numbers
+        max_seqlen_q, max_seqlen_k, scale, window_left, window_right, bottom_right, dropout_p, deterministic = (
+            ctx.numbers
+        )
         needs_mask = ctx.needs_input_grad[3]
         dq, dk, dv, d_mask = _backward(
             grad_out,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastbert.kernels import _configs, _launch, attention, attention_backward, attention_decode
+from fastbert.kernels._attention_padding import key_bounds
 from tests import attention_checks as checks
 from tests.attention_checks import Case
 
@@ -35,21 +36,74 @@ def test_attention(case, dtype):
     checks.check(kernels, case, dtype)
 
 
+#: What the kernel for dq alone, which only deterministic gradients of long sequences take, tells apart.
+TWO_PASSES = [
+    "several blocks, nothing masked", "odd lengths", "causal", "window", "padding at the start, causal",
+    "additive mask for the heads", "mask of the least number", "grouped heads", "values wider", "dropout",
+    "packed, causal",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TWO_PASSES, ids=ids(TWO_PASSES))
+def test_deterministic_gradients(name):
+    checks.check(kernels, checks.CASES[name], torch.float32, deterministic=True)
+
+
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"seed{seed}-{checks.random_case(seed).id}")
 def test_random_case(seed):
-    checks.check(kernels, checks.random_case(seed), DTYPES["fp16" if seed % 2 else "fp32"])
+    dtype = DTYPES["fp16" if seed % 2 else "fp32"]
+    checks.check(kernels, checks.random_case(seed), dtype, deterministic=seed % 4 > 1)
 
 
 def test_cases_have_several_blocks_and_short_ones():
     """The small blocks of the interpreter's table make the cases what they are for."""
     device = _launch.device_of(torch.empty(0))
     key = _configs.AttentionKey(64, 4, 65, dropout=False)
-    for operation in ("attention", "attention_backward_dq", "attention_backward_dk_dv"):
+    for operation in (f"attention{name}" for name in ("", "_backward_dq", "_backward_dk_dv", "_backward_add")):
         tile = _configs.attention_tile(operation, device, key)
         assert max(tile.block_m, tile.block_n) * 2 <= 64
     assert not _configs.has_attention_tile("attention_backward_whole", device, key)
     short = _configs.AttentionKey(64, 4, 31, dropout=False)
     assert _configs.has_attention_tile("attention_backward_whole", device, short)
+    assert not _configs.has_attention_tile("attention_backward_add", device, short)
+
+
+def test_key_bounds():
+    """First real key, first gap, end; across the blocks that the kernel looks at, with strides."""
+    keys = 2 * _configs.KEY_BOUNDS_BLOCK + 5
+    patterns = {
+        "all": (lambda key: key >= 0, (0, keys, keys)),
+        "none": (lambda key: key < 0, (keys, keys, 0)),
+        "end": (lambda key: key < 1500, (0, 1500, 1500)),
+        "start": (lambda key: key >= 1500, (1500, keys, keys)),
+        "one": (lambda key: key == 1023, (1023, 1024, 1024)),
+        "gap": (lambda key: (key > 9) & (key != 1024) & (key < 2000), (10, 1024, 2000)),
+        "apart": (lambda key: key % 2049 == 3, (3, 4, 2053)),
+    }
+    key = torch.arange(keys)
+    mask = torch.stack([pattern(key) for pattern, _ in patterns.values()])
+    wide = torch.ones(len(patterns), keys + 7, dtype=torch.bool)
+    wide[:, :keys] = mask
+    for masks in (mask, wide[:, :keys]):
+        found = key_bounds(masks.view(torch.uint8)).tolist()
+        assert dict(zip(patterns, map(tuple, found), strict=True)) == {n: wanted for n, (_, wanted) in patterns.items()}
+
+
+@dtypes
+def test_padding_is_not_read(dtype):
+    checks.check_padding_is_not_read(kernels, dtype)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "tiles"), [(1, 1), (1, 4), (1, 7), (1, 1000), (3, 5), (8, 100), (9, 100)], ids=lambda n: str(n)
+)
+def test_mask_gradient_splits(blocks, tiles):
+    """Every tile is dealt out once, no program is idle, and partial sums stay few."""
+    device = _launch.device_of(torch.empty(0))
+    each, splits = _configs.mask_gradient_splits(device, blocks, tiles)
+    assert (splits - 1) * each < tiles <= splits * each
+    assert splits == 1 or splits * blocks <= 8
+    assert splits == 1 or blocks < 8
 
 
 @dtypes
@@ -82,6 +136,11 @@ def test_not_finite(dtype):
 
 
 @dtypes
+def test_infinite_logits_backward(dtype):
+    checks.check_infinite_logits_backward(kernels, dtype)
+
+
+@dtypes
 def test_masks_of_the_least_number(dtype):
     checks.check_least_masks(kernels, dtype)
 
@@ -104,7 +163,7 @@ def test_keys_of_a_sequence_are_split():
 
 
 def test_inputs_are_not_written():
-    i = checks.inputs(Case(((33, 33),), mask="additive", padding=True), torch.float32)
+    i = checks.inputs(Case(((33, 33),), mask="additive", padding="holes"), torch.float32)
     tensors = [x for x in (i.q, i.k, i.v, i.grad_out, *i.arguments) if isinstance(x, torch.Tensor)]
     before = [x.clone() for x in tensors]
     out, lse = kernels.attention(i.q, i.k, i.v, *i.arguments, True)
