@@ -36,11 +36,12 @@ format: $(VENV)/.installed
 aot: install
 	$(BIN)/python -m fastbert.kernels._aot --all
 
-# On a machine with a GPU.
+# On a machine with a GPU. Plots where matplotlib is installed.
 gpu: install
 	$(BIN)/pytest -m gpu $(PYTEST_ARGS)
 	@mkdir -p build
 	$(BIN)/fastbert bench --json build/bench-gpu.json $(BENCH_ARGS)
+	-$(BIN)/python benchmarks/plot.py build/bench-gpu.json build/plots
 
 wheel: $(VENV)/.installed
 	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .

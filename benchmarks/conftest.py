@@ -80,10 +80,10 @@ def run_contender(request: pytest.FixtureRequest, benchmark: Callable[..., objec
 
 
 def _add_share(info: dict[str, object], prepared: Prepared, seconds: float, device: str) -> None:
-    """The share of a copy's bandwidth, or of the rate of torch's matrix product, that the case's ideal work stands for."""
-    if prepared.flops is not None:
-        info["share"] = prepared.flops / seconds / limits.matmul_rate(torch.float32, device)
-        info["share_of"] = "torch.mm, float32"
-    elif prepared.bytes is not None:
-        info["share"] = prepared.bytes / seconds / limits.copy_bandwidth(prepared.bytes, device)
-        info["share_of"] = "a copy of the same bytes"
+    """The share of the time that the case's ideal work takes at a copy's bandwidth and the rate of torch's matrix product."""
+    floor = limits.floor_seconds(prepared.flops, prepared.flops_dtype, prepared.bytes, device)
+    if floor is not None:
+        info["share"] = floor / seconds
+        products = f"torch.mm, {str(prepared.flops_dtype).removeprefix('torch.')}" if prepared.flops else ""
+        copies = "a copy of the same bytes" if prepared.bytes else ""
+        info["share_of"] = " or ".join(filter(None, (products, copies)))

@@ -93,10 +93,10 @@ def load_tile(
 @triton.jit
 def store_tile(
     base, value, first_row, row_stride, rows,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, NARROW: tl.constexpr = False,
 ):  # fmt: skip
     """Store a tile [ROWS, BLOCK_D] where it is in bounds."""
-    pointers = base + tl.cast(first_row, tl.int64) * row_stride + tile_offsets(row_stride, ROWS, BLOCK_D)
+    pointers = base + tl.cast(first_row, tl.int64) * row_stride + tile_offsets(row_stride, ROWS, BLOCK_D, NARROW)
     in_bounds = (tl.arange(0, ROWS) < rows - first_row)[:, None] & (tl.arange(0, BLOCK_D) < WIDTH)[None, :]
     tl.store(pointers, value.to(base.dtype.element_ty), mask=in_bounds)
 
@@ -286,7 +286,7 @@ class Call:
             self.element_size,
             max(self.max_q, self.max_k),
             self.flags["DROPOUT"],
-            bool(self.mask_shape),
+            bool(self.mask_shape) or self.masks["alibi"] is not None,
         )
 
     @functools.cached_property

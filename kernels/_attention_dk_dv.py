@@ -28,7 +28,7 @@ def _gather_dk_dv(
     q, grad_out, out, dq, attn_mask, key_padding,  # of the sequence and head; out if WHOLE, dq if WHOLE or ADD_DQ
     lse, delta, correction,  # of the sequence and head; delta read, or if WHOLE written where it is not None
     seed, q_stride, grad_out_stride, out_stride, dq_stride, mask_stride_q, mask_stride_k,
-    sequence_head, first_key, first, full, last, shift, seq_q, seq_k, max_q, max_k, slope, logit_scale, scale,
+    sequence_head, first_key, first, full_first, full_last, last, shift, seq_q, seq_k, max_q, max_k, slope, logit_scale, scale,
     window_left, window_right, counter, threshold, keep_factor,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     ALIBI: tl.constexpr, ADDITIVE: tl.constexpr, SCALE_FIRST: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
@@ -38,6 +38,7 @@ def _gather_dk_dv(
 ):  # fmt: skip
     """Add what the queries [first, last) give to dk and dv, in whole blocks; tiles are [BLOCK_N, BLOCK_M].
 
+    Blocks within [full_first, full_last) see all keys, and skip masking. Where it begins late, none does.
     Queries past the sequence's end need no mask: they are loaded as zeros and get zero weights, as if they saw nothing.
     """
     key = (first_key + tl.arange(0, BLOCK_N))[:, None]
@@ -67,7 +68,7 @@ def _gather_dk_dv(
             ALIBI, ADDITIVE, SCALE_FIRST, LEFT, RIGHT, ALL_MASKED,
         )  # fmt: skip
         if not ALL_MASKED:  # noqa: SIM102 (goes away at compile time)
-            if first_query < full:
+            if (first_query < full_first) | (first_query >= full_last):
                 logit = logits(
                     logit, query[None, :], key, None, 0, 0, key_padding,
                     0.0, 1.0, shift, seq_q, seq_k, window_left, window_right, False, False, False, LEFT, RIGHT, True,
@@ -106,20 +107,24 @@ def _visible_queries(
     first_key, keys, shift, seq_q, window_left, window_right,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """For the keys [first_key, first_key + keys): (first, full, last) queries.
+    """For the keys [first_key, first_key + keys): (first, full_first, full_last, last) queries.
 
-    Outside [first, last) none sees a key; from `full` on, as far as the right end of a window goes, all see every key.
+    Outside [first, last) none sees a key; within [full_first, full_last), made of whole blocks, all see every key, as far as
+    windows go. All but `last` are multiples of BLOCK_M.
     """
     first = 0
-    full = 0
+    full_first = 0
+    full_last = tl.cdiv(seq_q, BLOCK_M) * BLOCK_M
     last = seq_q
     if RIGHT:
         right = first_key - shift - window_right  # the first query that sees the first key
         first = tl.maximum(right, 0) // BLOCK_M * BLOCK_M
-        full = tl.cdiv(tl.maximum(right + keys - 1, 0), BLOCK_M) * BLOCK_M
+        full_first = tl.cdiv(tl.maximum(right + keys - 1, 0), BLOCK_M) * BLOCK_M
     if LEFT:
-        last = tl.minimum(last, first_key - shift + window_left + keys)
-    return first, full, tl.maximum(last, first)
+        left = first_key - shift + window_left + 1  # one past the last query that sees the first key
+        full_last = tl.minimum(full_last, tl.maximum(left, 0) // BLOCK_M * BLOCK_M)
+        last = tl.minimum(last, left + keys - 1)
+    return first, full_first, full_last, tl.maximum(last, first)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -180,22 +185,24 @@ def dk_dv_kernel(
     if BOTTOM_RIGHT:
         shift = seq_k - seq_q
 
-    k_tile = load_tile(k, first_key, k_stride, seq_k, BLOCK_N, HEAD_DIM, BLOCK_D, True)
-    v_tile = load_tile(v, first_key, v_stride, seq_k, BLOCK_N, VALUE_DIM, BLOCK_V, True)
+    k_tile = load_tile(k, first_key, k_stride, seq_k, BLOCK_N, HEAD_DIM, BLOCK_D, True, NARROW=ADD_DQ)
+    v_tile = load_tile(v, first_key, v_stride, seq_k, BLOCK_N, VALUE_DIM, BLOCK_V, True, NARROW=ADD_DQ)
     dk_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_tile = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
-    first, full, last = _visible_queries(
+    first, full_first, full_last, last = _visible_queries(
         first_key, BLOCK_N, shift, seq_q, window_left, window_right, LEFT, RIGHT, BLOCK_M
     )
-    ALL_MASKED: tl.constexpr = attn_mask is not None or (key_padding is not None and key_bounds is None) or WHOLE
-    full = tl.where(LEFT, last, full)
+    # In float32, whose products have no tensor cores, a branch costs more registers than masks cost time.
+    FLOAT32: tl.constexpr = k.dtype.element_ty == tl.float32
+    UNBOUNDED: tl.constexpr = key_padding is not None and key_bounds is None
+    ALL_MASKED: tl.constexpr = attn_mask is not None or UNBOUNDED or WHOLE or FLOAT32
     if ADD_DQ:
         # Keys past the end, loaded as zeros, would give dq their weight, which may be inf, times zero.
-        full = tl.where(first_key + BLOCK_N > seq_k, last, full)
+        full_first = tl.where(first_key + BLOCK_N > seq_k, last, full_first)
     if key_bounds is not None:
         key_bounds += at * 3
         first_real, gap, last_real = tl.load(key_bounds), tl.load(key_bounds + 1), tl.load(key_bounds + 2)
-        full = tl.where((first_key < first_real) | (first_key + BLOCK_N > gap), last, full)
+        full_first = tl.where((first_key < first_real) | (first_key + BLOCK_N > gap), last, full_first)
         # A block of padding gets zeros.
         last = tl.where((first_key + BLOCK_N <= first_real) | (first_key >= last_real), first, last)
     if WHOLE:
@@ -225,10 +232,10 @@ def dk_dv_kernel(
             dk_tile, dv_tile, k_tile, v_tile, q_head, grad_head, out_head, dq_head, mask_head, key_padding,
             lse_head, delta_head, correction_head, seed_value,
             q_stride, grad_out_stride, out_stride, dq_stride, mask_stride_q, mask_stride_k,
-            query_head, first_key, first, full, last, shift, seq_q, seq_k, max_q, max_k,
+            query_head, first_key, first, full_first, full_last, last, shift, seq_q, seq_k, max_q, max_k,
             slope, logit_scale, scale, window_left, window_right, counter, threshold, keep_factor,
             HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, ALIBI, ADDITIVE, SCALE_FIRST, LEFT, RIGHT,
             DROPOUT, PRECISION, ALL_MASKED, WHOLE, ADD_DQ, BLOCK_M, BLOCK_N, STAGES,
         )  # fmt: skip
-    store_tile(dk, dk_tile * scale, first_key, dk_stride, seq_k, BLOCK_N, HEAD_DIM, BLOCK_D)
-    store_tile(dv, dv_tile, first_key, dv_stride, seq_k, BLOCK_N, VALUE_DIM, BLOCK_V)
+    store_tile(dk, dk_tile * scale, first_key, dk_stride, seq_k, BLOCK_N, HEAD_DIM, BLOCK_D, ADD_DQ)
+    store_tile(dv, dv_tile, first_key, dv_stride, seq_k, BLOCK_N, VALUE_DIM, BLOCK_V, ADD_DQ)

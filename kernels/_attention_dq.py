@@ -28,19 +28,27 @@ def _gather_dq(
     row_lse, correction, delta,  # of the queries: [BLOCK_M], pointers [BLOCK_M], [BLOCK_M, 1]
     q, grad_out, k, v, attn_mask, key_padding,  # of the sequence and head
     seed, q_stride, grad_out_stride, k_stride, v_stride, mask_stride_q, mask_stride_k,
-    sequence_head, first_query, first, last, shift, seq_q, seq_k, max_q, max_k, slope, logit_scale,
+    sequence_head, first_query, first, last, full_first, full_last, shift, seq_q, seq_k, max_q, max_k, slope, logit_scale,
     window_left, window_right, counter, threshold, keep_factor,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     ALIBI: tl.constexpr, ADDITIVE: tl.constexpr, SCALE_FIRST: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
     DROPOUT: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Add what the keys [first, last) give to dq, in whole blocks."""
+    """Add what keys give to dq, in whole blocks: [full_first, full_last), or MASKED those of [first, last) outside of it."""
     # float32 products have no tensor cores: of a wide head, the queries' operands do not fit the registers, where the
     # compiler would keep them all through the loop.
     RELOAD: tl.constexpr = q.dtype.element_ty == tl.float32 and BLOCK_D + BLOCK_V > 256
     query = (first_query + tl.arange(0, BLOCK_M))[:, None]
-    for first_key in tl.range(first, last, BLOCK_N, num_stages=STAGES):
+    skip = 0
+    if MASKED:
+        skip = full_last - full_first
+    else:
+        first, last = full_first, full_last
+    for position in tl.range(first, last - skip, BLOCK_N, num_stages=STAGES):
+        first_key = position
+        if MASKED:
+            first_key += tl.where(position >= full_first, skip, 0)
         key = (first_key + tl.arange(0, BLOCK_N))[None, :]
         k_tile = load_tile(k, first_key, k_stride, seq_k, BLOCK_N, HEAD_DIM, BLOCK_D, MASKED)
         v_tile = load_tile(v, first_key, v_stride, seq_k, BLOCK_N, VALUE_DIM, BLOCK_V, MASKED)
@@ -142,21 +150,11 @@ def dq_kernel(
     if attn_mask is not None or (key_padding is not None and key_bounds is None):
         full_first, full_last = first, first  # every block needs masking
     else:
-        if LEFT or key_bounds is not None:
-            accumulator = _gather_dq(
-                accumulator, q_tile, grad_tile, row_lse, correction, row_delta[:, None],
-                q, grad_out, k, v, attn_mask, key_padding,
-                seed_value, q_stride, grad_out_stride, k_stride, v_stride, mask_stride_q, mask_stride_k,
-                sequence_head, first_query, first, tl.minimum(full_first, last), shift, seq_q, seq_k, max_q, max_k,
-                slope, logit_scale, window_left, window_right, counter, threshold, keep_factor,
-                HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, ALIBI, ADDITIVE, SCALE_FIRST, LEFT, RIGHT,
-                DROPOUT, PRECISION, True, BLOCK_M, BLOCK_N, STAGES,
-            )  # fmt: skip
         accumulator = _gather_dq(
             accumulator, q_tile, grad_tile, row_lse, correction, row_delta[:, None],
             q, grad_out, k, v, attn_mask, key_padding,
             seed_value, q_stride, grad_out_stride, k_stride, v_stride, mask_stride_q, mask_stride_k,
-            sequence_head, first_query, full_first, full_last, shift, seq_q, seq_k, max_q, max_k,
+            sequence_head, first_query, first, last, full_first, full_last, shift, seq_q, seq_k, max_q, max_k,
             slope, logit_scale, window_left, window_right, counter, threshold, keep_factor,
             HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, ALIBI, ADDITIVE, SCALE_FIRST, LEFT, RIGHT,
             DROPOUT, PRECISION, False, BLOCK_M, BLOCK_N, STAGES,
@@ -165,7 +163,7 @@ def dq_kernel(
         accumulator, q_tile, grad_tile, row_lse, correction, row_delta[:, None],
         q, grad_out, k, v, attn_mask, key_padding,
         seed_value, q_stride, grad_out_stride, k_stride, v_stride, mask_stride_q, mask_stride_k,
-        sequence_head, first_query, full_last, last, shift, seq_q, seq_k, max_q, max_k,
+        sequence_head, first_query, first, last, full_first, full_last, shift, seq_q, seq_k, max_q, max_k,
         slope, logit_scale, window_left, window_right, counter, threshold, keep_factor,
         HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, ALIBI, ADDITIVE, SCALE_FIRST, LEFT, RIGHT,
         DROPOUT, PRECISION, True, BLOCK_M, BLOCK_N, STAGES,

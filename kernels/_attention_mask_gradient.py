@@ -6,8 +6,8 @@ Where a mask has many blocks, each is one program's; where it has few, the tiles
 in runs, whose partial sums a second kernel adds. Every sum has one order, that of the tiles, and takes no atomics: the same
 input gives the same bits on a device.
 
-On paper: 4·T·H·S·D operations and T·H·S exponentials, a third of the backward pass without it; the partial sums are at most
-as many tiles as there are programs: 4·132 of 64·64 float32, 9 MB, on H200.
+On paper: two products a pair and an exponential, where the backward pass without it has five and one; the partial sums are at
+most as many tiles as there are programs: 4·132 of 64·64 float32, 9 MB, on H200.
 """
 
 import triton
@@ -87,7 +87,7 @@ def _mask_gradient_kernel(
         real_keys = key_bounds
         if key_bounds is not None:
             real_keys = key_bounds + at * 3
-        first, full_first, full_last, last = visible_keys(
+        first, _full_first, _full_last, last = visible_keys(
             first_query, BLOCK_M, shift, seq_k, real_keys, window_left, window_right, LEFT, RIGHT, BLOCK_N
         )
         if (first_query < seq_q) & (first_key >= first) & (first_key < last):
@@ -123,7 +123,7 @@ def _mask_gradient_kernel(
                     threshold, BLOCK_M, BLOCK_N,
                 )  # fmt: skip
             p = backward_weights(logit, row_lse, correction + statistics, logit_scale, ADDITIVE, SCALE_FIRST, 0)
-            kept, dlogit = logit_gradients(p, dp, row_delta[:, None], keep, keep_factor, DROPOUT)
+            _kept, dlogit = logit_gradients(p, dp, row_delta[:, None], keep, keep_factor, DROPOUT)
             total += dlogit
 
     width = 1 if SUM_KEYS else max_k

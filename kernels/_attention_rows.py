@@ -110,7 +110,7 @@ def correction_kernel(
         if BOTTOM_RIGHT:
             shift = seq_k - seq_q
         q_tile = load_tile(q, first_query, q_stride, seq_q, BLOCK_M, HEAD_DIM, BLOCK_D, True)
-        first, _, _, last = visible_keys(
+        first, _full_first, _full_last, last = visible_keys(
             first_query, BLOCK_M, shift, seq_k, key_bounds, window_left, window_right, LEFT, RIGHT, BLOCK_N
         )
         for first_key in range(first, last, BLOCK_N):

@@ -234,12 +234,12 @@ _ATTENTION_TILES: dict[tuple[str, str, int], tuple[AttentionTile, ...]] = {
         AttentionTile(max_head_dim=256, block_m=32, block_n=32, num_warps=8),
     ),
     ("attention_backward_dk_dv", "cuda", 4): (
-        AttentionTile(max_head_dim=64, block_m=16, block_n=32, num_warps=4),
-        AttentionTile(max_head_dim=128, block_m=16, block_n=16, num_warps=8),
-        AttentionTile(max_head_dim=256, block_m=16, block_n=16, num_warps=4),
+        AttentionTile(max_head_dim=64, block_m=16, block_n=16, num_warps=4),
+        AttentionTile(max_head_dim=128, block_m=32, block_n=32, num_warps=8),
+        AttentionTile(max_head_dim=256, block_m=16, block_n=16, num_warps=8),
     ),
     ("attention_backward_dk_dv_dropout", "cuda", 4): (
-        AttentionTile(max_head_dim=64, block_m=16, block_n=16, num_warps=8),
+        AttentionTile(max_head_dim=64, block_m=16, block_n=16, num_warps=4),
         AttentionTile(max_head_dim=128, block_m=32, block_n=16, num_warps=8),
         AttentionTile(max_head_dim=256, block_m=16, block_n=16, num_warps=8),
     ),
@@ -277,9 +277,9 @@ _ATTENTION_TILES: dict[tuple[str, str, int], tuple[AttentionTile, ...]] = {
     ),
     ("attention_backward_mask", "cuda", 2): (
         AttentionTile(max_head_dim=128, block_m=64, block_n=64, num_warps=8),
-        AttentionTile(max_head_dim=256, block_m=32, block_n=32, num_warps=8),
+        AttentionTile(max_head_dim=256, block_m=16, block_n=16, num_warps=4),
     ),
-    ("attention_backward_mask", "cuda", 4): (AttentionTile(max_head_dim=256, block_m=16, block_n=16, num_warps=4),),
+    ("attention_backward_mask", "cuda", 4): (AttentionTile(max_head_dim=256, block_m=16, block_n=16, num_warps=8),),
     ("attention_backward_mask", "hip", 2): (AttentionTile(max_head_dim=256, block_m=32, block_n=32, num_warps=4),),
     ("attention_backward_mask", "hip", 4): (AttentionTile(max_head_dim=256, block_m=16, block_n=16, num_warps=4),),
     ("attention_decode", "cuda", 2): (
@@ -321,7 +321,7 @@ class AttentionKey:
     element_size: int  # bytes
     length: int  # of the longest sequence, queries or keys
     dropout: bool
-    mask: bool = False  # attn_mask, whose tile takes registers
+    mask: bool = False  # attn_mask or ALiBi, whose tiles take registers
 
 
 def _attention_lines(operation: str, device: Device, key: AttentionKey) -> list[AttentionTile]:

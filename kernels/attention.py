@@ -7,12 +7,10 @@ One program per block of queries of one head of one sequence. It goes once over 
 (Dao, "FlashAttention-2", 2023), from the first block that any of its queries sees to the last; the blocks between, that
 all its queries see whole, skip every mask. A query that sees nothing gives zeros and -inf.
 
-On paper, H200 (4.3 TB/s, 790 TFLOP/s in 16 bits; its special function units make 16 exponentials a cycle and multiprocessor:
-132 * 16 * 1.75 GHz = 3.7e12 a second). For T query tokens, H heads, S keys each, D wide: 4·T·H·S·D operations, T·H·S
-exponentials, and 8·T·H·D bytes (q, k, v, out in 16 bits, once). T = 16384, H = 16, D = 64:
-    S = 128: 8.6 GFLOP 11 us, exponentials 9 us, 134 MB 31 us: memory.    S = 512: 34 GFLOP 44 us, 36 us, 31 us.
-    S = 4096: 275 GFLOP 348 us, exponentials 290 us. Without overlap of the two 638 us, 431 TFLOP/s: two programs a
-    multiprocessor overlap one's exponentials with the other's products, which is why 64-wide heads take blocks of 64 keys.
+On paper (fastbert.bench.floors has the figures): T query tokens, H heads, S keys each, D wide are 4·T·H·S·D operations,
+T·H·S exponentials and 8·T·H·D bytes (q, k, v, out in 16 bits, once). On H200 that is bound by memory up to S = 256. At D = 64
+exponentials take nearly as long as products; without overlap of the two the roof is 431 TFLOP/s. Two programs a
+multiprocessor overlap one's exponentials with the other's products, which is why 64-wide heads take blocks of 64 keys.
 """
 
 import functools
@@ -52,16 +50,24 @@ def _attend_keys(
     q,  # [BLOCK_M, BLOCK_D]
     k, v, attn_mask, key_padding,  # of the sequence and head
     seed, k_stride, v_stride, mask_stride_q, mask_stride_k,
-    sequence_head, first_query, first, last, shift, seq_q, seq_k, max_q, max_k, slope, logit_scale,
+    sequence_head, first_query, first, last, full_first, full_last, shift, seq_q, seq_k, max_q, max_k, slope, logit_scale,
     window_left, window_right, counter, threshold,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     ALIBI: tl.constexpr, ADDITIVE: tl.constexpr, SCALE_FIRST: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
     DROPOUT: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Attend to the keys [first, last) too, in whole blocks."""
+    """Attend to keys too, in whole blocks: to [full_first, full_last), or MASKED to those of [first, last) outside of it."""
     query = (first_query + tl.arange(0, BLOCK_M))[:, None]
-    for first_key in tl.range(first, last, BLOCK_N, num_stages=STAGES):
+    skip = 0
+    if MASKED:
+        skip = full_last - full_first
+    else:
+        first, last = full_first, full_last
+    for position in tl.range(first, last - skip, BLOCK_N, num_stages=STAGES):
+        first_key = position
+        if MASKED:
+            first_key += tl.where(position >= full_first, skip, 0)
         key = (first_key + tl.arange(0, BLOCK_N))[None, :]
         k_tile = load_tile(k, first_key, k_stride, seq_k, BLOCK_N, HEAD_DIM, BLOCK_D, MASKED)
         products = tl.dot(q, tl.trans(k_tile), input_precision=PRECISION)
@@ -161,20 +167,11 @@ def _forward_kernel(
     ALL_MASKED: tl.constexpr = attn_mask is not None or (key_padding is not None and key_bounds is None)
     if ALL_MASKED:
         full_first, full_last = first, first
-    if (LEFT or key_bounds is not None) and not ALL_MASKED:
-        accumulator, row_sum, row_max = _attend_keys(
-            accumulator, row_sum, row_max, q_tile, k, v, attn_mask, key_padding,
-            seed_value, k_stride, v_stride, mask_stride_q, mask_stride_k,
-            sequence_head, first_query, first, tl.minimum(full_first, last), shift, seq_q, seq_k, max_q, max_k,
-            slope, logit_scale, window_left, window_right, counter, threshold,
-            HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, ALIBI, ADDITIVE, SCALE_FIRST, LEFT, RIGHT,
-            DROPOUT, PRECISION, True, BLOCK_M, BLOCK_N, STAGES,
-        )  # fmt: skip
     if not ALL_MASKED:
         accumulator, row_sum, row_max = _attend_keys(
             accumulator, row_sum, row_max, q_tile, k, v, attn_mask, key_padding,
             seed_value, k_stride, v_stride, mask_stride_q, mask_stride_k,
-            sequence_head, first_query, full_first, full_last, shift, seq_q, seq_k, max_q, max_k,
+            sequence_head, first_query, first, last, full_first, full_last, shift, seq_q, seq_k, max_q, max_k,
             slope, logit_scale, window_left, window_right, counter, threshold,
             HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, ALIBI, ADDITIVE, SCALE_FIRST, LEFT, RIGHT,
             DROPOUT, PRECISION, False, BLOCK_M, BLOCK_N, STAGES,
@@ -182,7 +179,7 @@ def _forward_kernel(
     accumulator, row_sum, row_max = _attend_keys(
         accumulator, row_sum, row_max, q_tile, k, v, attn_mask, key_padding,
         seed_value, k_stride, v_stride, mask_stride_q, mask_stride_k,
-        sequence_head, first_query, full_last, last, shift, seq_q, seq_k, max_q, max_k,
+        sequence_head, first_query, first, last, full_first, full_last, shift, seq_q, seq_k, max_q, max_k,
         slope, logit_scale, window_left, window_right, counter, threshold,
         HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, ALIBI, ADDITIVE, SCALE_FIRST, LEFT, RIGHT,
         DROPOUT, PRECISION, True, BLOCK_M, BLOCK_N, STAGES,

@@ -19,7 +19,10 @@ A key head that several query heads share belongs to one program, which loops ov
 With an additive mask, rows may see nothing but its least number. Their log-sum-exp is that number, the logarithm of how many
 there are being lost in it, and exp(logit - lse) would be 1 for each: correction_kernel finds such rows and their true sum.
 
-On paper: fastbert.bench.floors computes operations, bytes and times of every way; `python -m fastbert.bench.floors` prints them.
+On paper (fastbert.bench.floors has the figures): five products are 10·T·H·S·D operations, seven 14, for T query tokens, H heads
+and S keys each, D wide. The second way moves a quarter more bytes than the third, in kernels of their own. On H200, products
+and exponentials in turn, it takes 0.89 of the third's time at S = 512, and 0.67 at 4096; everything overlapped, 1.08 and 0.76.
+So it begins at 512.
 """
 
 import functools

@@ -469,7 +469,7 @@ def check_infinite_logits_backward(operations: Any, dtype: torch.dtype, device: 
 
 def check_padding_is_not_read(operations: Any, dtype: torch.dtype, device: str = "cpu", factor: int = 1) -> None:
     """Whole blocks of padded keys may hold NaN: nothing of them reaches a result, and their gradients are zero."""
-    keys, real = 160 * factor, 70 * factor
+    keys, real = 160 * factor, 60 * factor
     i = inputs(Case(((17 * factor, keys),) * 2), dtype, device)
     key = torch.arange(keys, device=i.q.device)
     padding = torch.stack([key < real, key >= keys - real])

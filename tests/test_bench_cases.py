@@ -106,10 +106,10 @@ def test_contenders_of_the_attention_suite_are_right(pattern, backward):
 
 def test_attention_counts_visible_pairs_of_real_tokens():
     full, causal, half = (attention.Problem(64, 16, pattern, False, 256, 32) for pattern in ("full", "causal", "half"))
-    assert full.flops() == 4 * 4 * 64 * 64 * 32
-    assert causal.flops() == 4 * 4 * (64 * 65 // 2) * 32
+    assert full.work().flops == 4 * 4 * 64 * 64 * 32
+    assert causal.work().flops == 4 * 4 * (64 * 65 // 2) * 32
     assert half.lengths() == [1, 22, 43, 64]
-    assert attention.Problem(64, 16, "full", True, 256, 32).flops() == full.flops() * 5 // 2
+    assert attention.Problem(64, 16, "full", True, 256, 32).work().flops == full.work().flops * 5 // 2
 
 
 def test_the_attention_suite_is_for_gpus():

@@ -70,6 +70,7 @@ class Prepared:
     error_unit: str = "share of the largest value"
     bytes: int | None = None  # that an ideal implementation reads and writes
     flops: int | None = None  # of the matrix products
+    flops_dtype: torch.dtype = torch.float32  # theirs
     items: int | None = None  # rows or real tokens a call works on
     item_unit: str = "rows"
     not_measured: dict[str, str] = field(default_factory=dict)  # contender → reason

@@ -9,7 +9,8 @@ import torch
 from fastbert.bench.timer import clock_for, measure
 
 _BUDGET_SECONDS = 0.3
-_MATMUL_SIZE = 1024
+#: Of matrices: on a GPU the smallest that reaches the full rate.
+_MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 
 
 def _median_seconds(function: object, device: str) -> float:
@@ -28,6 +29,18 @@ def copy_bandwidth(moved: int, device: str) -> float:
 @functools.cache
 def matmul_rate(dtype: torch.dtype, device: str) -> float:
     """Floating-point operations per second of torch's own matrix product; better kernels can exceed it."""
-    a, b = (torch.ones(_MATMUL_SIZE, _MATMUL_SIZE, dtype=dtype, device=device) for _ in range(2))
+    size = _MATMUL_SIZE[torch.device(device).type]
+    # Random: a GPU's clock depends on how many bits its multipliers flip.
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return 2 * _MATMUL_SIZE**3 / _median_seconds(lambda: torch.mm(a, b, out=out), device)
+    return 2 * size**3 / _median_seconds(lambda: torch.mm(a, b, out=out), device)
+
+
+def floor_seconds(flops: int | None, dtype: torch.dtype | None, moved: int | None, device: str) -> float | None:
+    """The least time for products in `dtype` and bytes, at the rates of torch's product and of a copy; None without either."""
+    floors = []
+    if flops and dtype is not None:
+        floors.append(flops / matmul_rate(dtype, device))
+    if moved:
+        floors.append(moved / copy_bandwidth(moved, device))
+    return max(floors, default=None)

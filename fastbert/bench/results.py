@@ -58,6 +58,7 @@ class CaseResult:
     rounds: int
     interrupted: bool
     failed: bool  # an exception ended it; not_measured["*"] has its message
+    floor: float | None = None  # seconds for flops and bytes at this GPU's matmul rate and copy bandwidth; None on CPUs
 
     @property
     def wrong(self) -> list[ContenderResult]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from fastbert.bench import limits
 from fastbert.bench.cases import Case, CaseUnavailable, Check, Prepared, Settings, first_line
 from fastbert.bench.results import FAILED, OK, WRONG, CaseResult, ContenderResult
 from fastbert.bench.timer import Clock, Timing, clock_for, measure
@@ -31,10 +32,15 @@ def run_case(case: Case, settings: Settings, clock: Clock | None = None) -> Case
             budget_seconds=budget,
             clock=clock if clock is not None else clock_for(settings.device),
         )
-    return _result(case, prepared, checks, timing)
+    floor = None
+    if timed and settings.device != "cpu":
+        floor = limits.floor_seconds(prepared.flops, prepared.flops_dtype, prepared.bytes, settings.device)
+    return _result(case, prepared, checks, timing, floor)
 
 
-def _result(case: Case, prepared: Prepared, checks: dict[str, Check], timing: Timing) -> CaseResult:
+def _result(
+    case: Case, prepared: Prepared, checks: dict[str, Check], timing: Timing, floor: float | None
+) -> CaseResult:
     contenders = []
     for contender in prepared.contenders:
         check = checks[contender.name]
@@ -74,6 +80,7 @@ def _result(case: Case, prepared: Prepared, checks: dict[str, Check], timing: Ti
         rounds=timing.rounds,
         interrupted=timing.interrupted,
         failed=False,
+        floor=floor,
     )
 
 

@@ -24,7 +24,11 @@ FOOTER_CPU = (
     "baseline, ~ marks a range (central 80 % of the rounds) that contains 1: no winner. On CPUs only ratios are claimed; times "
     "are this machine's, today's."
 )
-FOOTER_GPU = FOOTER_CPU.split(" On CPUs")[0] + " Times are GPU time by CUDA events, with a cold L2 cache."
+FOOTER_GPU = (
+    FOOTER_CPU.split(" On CPUs")[0]
+    + " Times are GPU time by CUDA events, with a cold L2 cache. floor%: share of the time "
+    "that the products at torch.mm's rate and the bytes at a copy's take, whichever is longer."
+)
 FOOTER_ERROR = "Error: largest difference from float64, checked before timing, {units}."
 
 
@@ -83,6 +87,9 @@ def _print_group(console: Console, cases: Sequence[CaseResult]) -> None:
         table.add_column("range", justify="right", no_wrap=True)
     if rate is not None and width >= _WIDE:
         table.add_column(rate[0], justify="right", no_wrap=True)
+    floors = width >= _WIDE and any(case.floor is not None for case in measured)
+    if floors:
+        table.add_column("floor%", justify="right", no_wrap=True)
     table.add_column("error", justify="right", no_wrap=True)
     for case in measured:
         for index, contender in enumerate(case.contenders):
@@ -101,6 +108,9 @@ def _print_group(console: Console, cases: Sequence[CaseResult]) -> None:
                 amount = getattr(case, rate[1])
                 known = amount is not None and contender.seconds is not None and contender.role != "limit"
                 row.append(number(amount / contender.seconds.median * rate[2]) if known else "")  # type: ignore[union-attr]
+            if floors:
+                known = case.floor is not None and contender.seconds is not None and contender.role != "limit"
+                row.append(f"{100.0 * case.floor / contender.seconds.median:.0f}" if known else "")  # type: ignore[operator,union-attr]
             row.append(_error_text(contender))
             table.add_row(*row, end_section=index == len(case.contenders) - 1)
     console.print(table)

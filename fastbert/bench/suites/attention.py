@@ -30,6 +30,7 @@ from fastbert.bench.cases import (
     check_against,
     largest_error,
 )
+from fastbert.bench.floors import Attention, Work
 from fastbert.bench.suites._common import DTYPE_NAMES, Maker, answers
 
 _TOKENS, _FEATURES = 16384, 1024
@@ -46,9 +47,6 @@ _SDPA = {
 }
 _TAKE_MASKS = ("torch SDPA cuDNN", "torch SDPA efficient", "torch SDPA math")
 _FLEX = "torch FlexAttention, compiled"
-# Products of matrices a pair of query and key costs: two forward; backward computes the logits again (Dao et al. 2022).
-_FORWARD_PRODUCTS, _BACKWARD_PRODUCTS = 2, 5
-
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -90,10 +88,12 @@ class Problem:
             return [(self.seq + 1) // 2]
         return [1 + i * (self.seq - 1) // (self.batch - 1) for i in range(self.batch)]
 
-    def flops(self) -> int:
-        products = _BACKWARD_PRODUCTS if self.backward else _FORWARD_PRODUCTS
-        pairs = sum(n * (n + 1) // 2 if self.pattern == "causal" else n * n for n in self.lengths())
-        return products * 2 * pairs * self.features
+    def work(self) -> Work:
+        """Of one ideal kernel: two products forward, five backward; tensors in and out once."""
+        lengths = self.lengths()
+        pairs = sum(n * (n + 1) // 2 if self.pattern == "causal" else n * n for n in lengths)
+        attention = Attention(sum(lengths), pairs, self.heads, self.head_dim, self.dtype.itemsize)
+        return attention.backward_whole() if self.backward else attention.forward()
 
     def peers(self) -> list[str]:
         names = [name for name in _SDPA if self.pattern != "half" or name in _TAKE_MASKS]
@@ -206,7 +206,9 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
         contenders,
         problem.peers()[0],
         check,
-        flops=problem.flops(),
+        bytes=round(problem.work().bytes),
+        flops=round(problem.work().flops),
+        flops_dtype=problem.dtype,
         items=sum(lengths),
         item_unit="tokens",
         notes=["the operations counted are those of real tokens and visible pairs"],
