@@ -462,6 +462,7 @@ AOT_VARIANTS: dict[str, dict[str, Any]] = {
     "padding": dict(padding=True),
     "bool": dict(mask=torch.bool),
     "additive": dict(mask=torch.float32),
+    "additive-keys": dict(mask=torch.float32, mask_rows=1),
     "window-alibi": dict(window_left=128, window_right=0, alibi=True),
     "dropout": dict(dropout_p=0.1),
     "additive-dropout": dict(mask=torch.float32, dropout_p=0.1),
@@ -482,7 +483,7 @@ class AotInputs:
 
 def aot_inputs(
     head_dim: int, dtype: torch.dtype, length: int = 1024, *, packed: bool = False, mask: torch.dtype | None = None,
-    padding: bool = False, alibi: bool = False, window_left: int = -1, window_right: int = -1,
+    mask_rows: int = 0, padding: bool = False, alibi: bool = False, window_left: int = -1, window_right: int = -1,
     bottom_right: bool = False, dropout_p: float = 0.0,
 ) -> AotInputs:  # fmt: skip
     """A call with 2 sequences of 4 heads."""
@@ -492,7 +493,7 @@ def aot_inputs(
 
     q = meta(2 * length, 4, head_dim) if packed else meta(2, 4, length, head_dim)
     boundaries = meta(3, dtype=torch.int32) if packed else None
-    mask_tensor = None if mask is None else meta(4 if packed else 2, 1, length, length, dtype=mask)
+    mask_tensor = None if mask is None else meta(4 if packed else 2, 1, mask_rows or length, length, dtype=mask)
     if mask_tensor is not None and packed:
         mask_tensor = mask_tensor[:, 0]
     arguments = (

@@ -170,11 +170,17 @@ L2_BYTES = 16 * 2**20
 # keys and values are 16 + 48 = 64 KiB of shared memory. With 128 keys a step it spills. A sequence of up to 128 tokens has
 # one program a head. Dropout's random words take twice the threads. Wider heads: 256 threads and 2 stages, 96 and 128 KiB.
 #
-# Backward: dk and dv (64 float32 a thread at 128 keys), logits and their gradients, both statistics of each query in every
-# thread: 32 queries a step, and wider heads keep all blocks in one masked loop. Whole sequences: the same with out and dq;
-# 256 keys leave room for 16 queries a step and none for dropout, whose sequences above 128 go the long way.
+# Backward, dk and dv alone: 64 float32 a thread at 128 keys, logits and their gradients, both statistics of each query in
+# every thread: 32 queries a step. Whole sequences: the same with out and dq; 256 keys leave room for 16 queries a step and
+# none for dropout, whose sequences above 128 go a long way. With dq added: 128 keys and 64 queries a step, so that all five
+# products are Hopper's asynchronous ones, which want 64 rows (231 to 253 registers; one program of 256 threads a
+# multiprocessor, the next step's q and dout on their way to 82 KiB of shared memory); 32 queries with masks, biases or
+# dropout, where dq's product falls back to the synchronous kind. At 128 wide, 64 keys and 32 queries. Wider heads, and
+# dropout beyond 64, spill in every size tried, and take two passes; so does float32 (below). Sequences under 512 do too:
+# there the zeros and the cast cost what two products do (fastbert.bench.floors).
 #
-# 32 bits: true float32 products have no tensor cores, and their operands are registers: what does not spill is small.
+# 32 bits: true float32 products have no tensor cores, and their operands are registers: what does not spill is small, too
+# small for dq beside dk and dv, and added blocks of 16 or 32 keys would be four times the atomic additions.
 #
 # "hip": 64 KiB of shared memory a compute unit, so no stages.
 _ATTENTION_TILES: dict[tuple[str, str, int], tuple[AttentionTile, ...]] = {

@@ -198,7 +198,7 @@ _SAMPLE = (
     "attention_backward-d64-s1024-bf16-full",
     "attention_backward-d64-s1024-bf16-full-deterministic",
     "attention_backward-d64-s128-bf16-full",
-    "attention_backward-d64-s1024-bf16-additive",
+    "attention_backward-d64-s1024-bf16-additive-keys",
 )
 
 

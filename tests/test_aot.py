@@ -54,7 +54,11 @@ def test_every_kind_of_kernel_is_in_the_sample(sample):
             ("attention", "forward_kernel"),
             ("attention_backward", "dq_kernel"),
             ("attention_backward", "dk_dv_kernel"),
+            ("attention_backward", "delta_kernel"),
+            ("attention_backward", "dq_cast_kernel"),
+            ("attention_backward", "correction_kernel"),
             ("attention_backward", "mask_gradient_kernel"),
+            ("attention_backward", "sum_splits_kernel"),
             ("attention_decode", "decode_kernel"),
             ("attention_decode", "combine_kernel"),
         }
