@@ -175,12 +175,14 @@ L2_BYTES = 16 * 2**20
 # none for dropout, whose sequences above 128 go a long way. With dq added: 128 keys and 64 queries a step, so that all five
 # products are Hopper's asynchronous ones, which want 64 rows (231 to 253 registers; one program of 256 threads a
 # multiprocessor, the next step's q and dout on their way to 82 KiB of shared memory); 32 queries with masks, biases or
-# dropout, where dq's product falls back to the synchronous kind. At 128 wide, 64 keys and 32 queries. Wider heads, and
-# dropout beyond 64, spill in every size tried, and take two passes; so does float32 (below). Sequences under 512 do too:
-# there the zeros and the cast cost what two products do (fastbert.bench.floors).
+# dropout, where dq's product falls back to the synchronous kind. At 128 wide, 64 keys and 32 queries; dropout
+# there spills in every size that has Hopper's products. At 256 wide 32 keys would fit, but then dq's additions, four times
+# those of 128 keys, move more bytes through the L2 cache (8.6 GB at 4096 tokens) than it can in the time that two products
+# take. Those two take two passes. So do sequences under 512, where zeroing and casting dq cost what two products do
+# (fastbert.bench.floors).
 #
-# 32 bits: true float32 products have no tensor cores, and their operands are registers: what does not spill is small, too
-# small for dq beside dk and dv, and added blocks of 16 or 32 keys would be four times the atomic additions.
+# 32 bits: true float32 products have no tensor cores, and their operands are registers: what does not spill is small. dq
+# beside dk and dv leaves 16 keys, eight times the additions: two passes, whose gradients are bit-equal besides.
 #
 # "hip": 64 KiB of shared memory a compute unit, so no stages.
 _ATTENTION_TILES: dict[tuple[str, str, int], tuple[AttentionTile, ...]] = {
