@@ -286,7 +286,6 @@ class Call:
             self.element_size,
             max(self.max_q, self.max_k),
             self.flags["DROPOUT"],
-            bool(self.mask_shape) or self.masks["alibi"] is not None,
         )
 
     @functools.cached_property

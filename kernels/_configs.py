@@ -172,14 +172,14 @@ L2_BYTES = 16 * 2**20
 #
 # Backward, dk and dv alone: 64 float32 a thread at 128 keys, logits and their gradients, both statistics of each query in
 # every thread: 32 queries a step. Whole sequences: the same with out and dq; 256 keys leave room for 16 queries a step and
-# none for dropout, whose sequences above 128 go a long way. With dq added: 128 keys and 64 queries a step, so that all five
-# products are Hopper's asynchronous ones, which want 64 rows (231 to 253 registers; one program of 256 threads a
-# multiprocessor, the next step's q and dout on their way to 82 KiB of shared memory); 32 queries with masks, biases or
-# dropout, where dq's product falls back to the synchronous kind. At 128 wide, 64 keys and 32 queries; dropout
-# there spills in every size that has Hopper's products. At 256 wide 32 keys would fit, but then dq's additions, four times
-# those of 128 keys, move more bytes through the L2 cache (8.6 GB at 4096 tokens) than it can in the time that two products
-# take. Those two take two passes. So do sequences under 512, where zeroing and casting dq cost what two products do
-# (fastbert.bench.floors).
+# none for dropout, whose sequences above 128 go a long way. With dq added:
+# 128 keys and 32 queries a step, which leaves dq's product to the synchronous tensor instructions (Hopper's others want 64
+# rows) and takes 192 to 253 registers; 64 queries spill 48 bytes a thread with triton 3.6.0, and with 3.7.1 only where masks
+# are added. One program of 256 threads a multiprocessor, the next step's q and dout on their way to 74 KiB of shared memory.
+# At 128 wide, 64 keys; dropout there spills in every size that has Hopper's products. At 256 wide 32 keys would fit, but
+# then dq's additions, four times those of 128 keys, move more bytes through the L2 cache (8.6 GB at 4096 tokens) than it can
+# in the time that two products take. Those two take two passes. So do sequences under 512, where zeroing and casting dq cost
+# what two products do (fastbert.bench.floors).
 #
 # 32 bits: true float32 products have no tensor cores, and their operands are registers: what does not spill is small. dq
 # beside dk and dv leaves 16 keys, eight times the additions: two passes, whose gradients are bit-equal besides.
@@ -223,6 +223,11 @@ _ATTENTION_TILES: dict[tuple[str, str, int], tuple[AttentionTile, ...]] = {
         AttentionTile(max_head_dim=128, block_m=16, block_n=16, num_warps=8),
         AttentionTile(max_head_dim=256, block_m=16, block_n=16, num_warps=4),
     ),
+    ("attention_backward_dq_dropout", "cuda", 4): (
+        AttentionTile(max_head_dim=64, block_m=32, block_n=16, num_warps=8),
+        AttentionTile(max_head_dim=128, block_m=16, block_n=16, num_warps=8),
+        AttentionTile(max_head_dim=256, block_m=16, block_n=16, num_warps=4),
+    ),
     ("attention_backward_dq", "hip", 2): (
         AttentionTile(max_head_dim=128, block_m=64, block_n=64, num_warps=4),
         AttentionTile(max_head_dim=256, block_m=32, block_n=32, num_warps=4),
@@ -233,7 +238,7 @@ _ATTENTION_TILES: dict[tuple[str, str, int], tuple[AttentionTile, ...]] = {
     ),
     ("attention_backward_dk_dv", "cuda", 2): (
         AttentionTile(max_head_dim=64, block_m=32, block_n=128, num_warps=8, num_stages=2),
-        AttentionTile(max_head_dim=128, block_m=32, block_n=128, num_warps=8, num_stages=2),
+        AttentionTile(max_head_dim=128, block_m=32, block_n=64, num_warps=8, num_stages=2),
         AttentionTile(max_head_dim=256, block_m=32, block_n=32, num_warps=8),
     ),
     ("attention_backward_dk_dv_dropout", "cuda", 2): (
@@ -270,15 +275,11 @@ _ATTENTION_TILES: dict[tuple[str, str, int], tuple[AttentionTile, ...]] = {
         AttentionTile(max_head_dim=64, block_m=32, block_n=128, num_warps=4, max_length=128),
     ),
     ("attention_backward_add", "cuda", 2): (
-        AttentionTile(max_head_dim=64, block_m=64, block_n=128, num_warps=8, num_stages=2, min_length=512),
-        AttentionTile(max_head_dim=128, block_m=32, block_n=64, num_warps=8, num_stages=2, min_length=512),
-    ),
-    ("attention_backward_add_masked", "cuda", 2): (
         AttentionTile(max_head_dim=64, block_m=32, block_n=128, num_warps=8, num_stages=2, min_length=512),
-        AttentionTile(max_head_dim=128, block_m=32, block_n=64, num_warps=8, num_stages=2, min_length=512),
+        AttentionTile(max_head_dim=128, block_m=32, block_n=64, num_warps=8, min_length=512),
     ),
     ("attention_backward_add_dropout", "cuda", 2): (
-        AttentionTile(max_head_dim=64, block_m=32, block_n=128, num_warps=8, num_stages=2, min_length=512),
+        AttentionTile(max_head_dim=64, block_m=32, block_n=128, num_warps=8, min_length=512),
     ),
     ("attention_backward_add", "hip", 2): (
         AttentionTile(max_head_dim=128, block_m=32, block_n=64, num_warps=4, min_length=512),
@@ -329,13 +330,11 @@ class AttentionKey:
     element_size: int  # bytes
     length: int  # of the longest sequence, queries or keys
     dropout: bool
-    mask: bool = False  # attn_mask or ALiBi, whose tiles take registers
 
 
 def _attention_lines(operation: str, device: Device, key: AttentionKey) -> list[AttentionTile]:
     element_size = 0 if device.architecture == "interpreter" else key.element_size
-    variants = (("_dropout", key.dropout), ("_masked", key.mask), ("", True))
-    names = [operation + variant for variant, wanted in variants if wanted]
+    names = [f"{operation}_dropout", operation] if key.dropout else [operation]
     for name, architecture in itertools.product(names, (device.architecture, device.family)):
         table = _ATTENTION_TILES.get((name, architecture, element_size))
         if table is not None:
@@ -348,7 +347,7 @@ def _attention_lines(operation: str, device: Device, key: AttentionKey) -> list[
 
 
 def attention_tile(operation: str, device: Device, key: AttentionKey) -> AttentionTile:
-    """The line of `operation`'s table: first of "<operation>_dropout" or "<operation>_masked", for the architecture first."""
+    """The line of `operation`'s table: with dropout first of "<operation>_dropout", for the architecture first."""
     return _attention_lines(operation, device, key)[0]
 
 
@@ -396,7 +395,7 @@ def mask_gradient_splits(device: Device, blocks: int, tiles: int) -> tuple[int, 
 def attention_lines(operation: str) -> list[tuple[int, int]]:
     """(head_dim, length) that reach every line of `operation`'s tables: what the ahead-of-time compiler has to try."""
     kernels = {"attention_backward": ("_dq", "_dk_dv", "_add", "_whole", "_mask")}.get(operation, ("",))
-    names = {operation + kernel + variant for kernel in kernels for variant in ("", "_dropout", "_masked")}
+    names = {operation + kernel + dropout for kernel in kernels for dropout in ("", "_dropout")}
     lines = {
         (line.max_head_dim, min(line.max_length, 1024))
         for (name, architecture, _), table in _ATTENTION_TILES.items()
