@@ -21,11 +21,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastbert.kernels._attention_aot import aot_grid, aot_inputs
 from fastbert.kernels._attention_common import (
     LN2,
     VARYING,
-    aot_grid,
-    aot_inputs,
     bounds,
     exponential,
     keep_pairs,

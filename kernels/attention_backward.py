@@ -34,10 +34,9 @@ import triton
 from torch import Tensor
 
 from fastbert.kernels import _configs
+from fastbert.kernels._attention_aot import aot_grid, aot_inputs
 from fastbert.kernels._attention_common import (
     Call,
-    aot_grid,
-    aot_inputs,
     prepare,
     statistics_shape,
     statistics_strides,

@@ -22,8 +22,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastbert.kernels import _configs
+from fastbert.kernels._attention_aot import DTYPE_NAMES
 from fastbert.kernels._attention_common import (
-    DTYPE_NAMES,
     LN2,
     LOG2E,
     block_dim,
