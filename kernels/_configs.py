@@ -4,7 +4,7 @@ All numbers here are chosen by counting registers and bytes, and held by the ahe
 sm_90); none is measured on a GPU yet. A line that a measurement confirms or replaces names its result file."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastbert.kernels._launch import Device
 
@@ -94,6 +94,20 @@ _ROW_TILES: dict[tuple[str, str], tuple[RowTile, ...]] = {
     ),
 }  # (operation, architecture or family) -> lines in order of max_width
 
+# softmax, "cuda": one reading and one writing of a row, as layer_norm, so its shape; a mask adds a reading and no sums, and
+# its backward two readings. Embeddings: three gathered rows are three tensors read, as add_layer_norm's two and its bias;
+# backward grad_y is a fourth, and the sums of dweight and dbias are its too.
+_ROW_TILES |= {
+    (operation, family): _ROW_TILES[like, family]
+    for family in ("cuda", "hip")
+    for operation, like in (
+        ("softmax", "layer_norm"),
+        ("softmax_backward", "layer_norm"),
+        ("embedding_layer_norm", "add_layer_norm"),
+        ("embedding_layer_norm_backward", "add_layer_norm_backward"),
+    )
+}
+
 #: Programs of a grid-stride loop for each multiprocessor: two, as the registers above allow; more only lengthen the
 #: second reduction, which reads one row of partial sums a program.
 PROGRAMS_PER_PROCESSOR = 2
@@ -128,9 +142,46 @@ def row_tile(operation: str, width: int, device: Device) -> RowTile:
     return next(line for line in table if width <= line.max_width)
 
 
-def row_tile_widths() -> set[int]:
-    """The widest row of every line of every table: what the ahead-of-time compiler has to try."""
-    return {line.max_width for table in _ROW_TILES.values() for line in table}
+def blocked(width: int, line: RowTile) -> tuple[int, int]:
+    """(columns of a block, rows of a tile) of a line: whole rows where the tile is wide enough for one."""
+    block = min(max(1 << (width - 1).bit_length(), MIN_BLOCK), line.tile)
+    return block, line.tile // block
+
+
+def row_tile_widths(*operations: str) -> set[int]:
+    """The widest row of every line of the operations' tables: what the ahead-of-time compiler has to try."""
+    return {line.max_width for (name, _), table in _ROW_TILES.items() if name in operations for line in table}
+
+
+# --------------------------------------------------------------------------------------------------------------- losses
+
+
+@dataclass(frozen=True)
+class ClassTile:
+    """How a loop over the classes of a row of logits is launched."""
+
+    block: int  # classes a step; a power of two
+    num_warps: int
+    num_stages: int = 1
+
+
+#: "cuda", forward: 256 threads with 16 logits each in two 16-byte loads of a 16-bit dtype, and a running sum each; 56 to 80
+#: registers on sm_90, so at least 3 programs share a multiprocessor, each with a block in registers and one on its way to
+#: shared memory: 3 * 2 * 4096 * 2 bytes = 48 KiB of loads in flight, where 23 KiB are wanted (see above). Backward is
+#: elementwise: 128 threads with 16 logits, as layer_norm's. "hip": half the warps, twice as wide, and no stages.
+_CLASS_TILES: dict[tuple[str, str], ClassTile] = {
+    ("cross_entropy", "cuda"): ClassTile(block=4096, num_warps=8, num_stages=2),
+    ("cross_entropy", "hip"): ClassTile(block=4096, num_warps=4),
+    ("cross_entropy_backward", "cuda"): ClassTile(block=2048, num_warps=4),
+    ("cross_entropy_backward", "hip"): ClassTile(block=2048, num_warps=2),
+}  # (operation, family)
+
+
+def class_tile(operation: str, classes: int, device: Device) -> ClassTile:
+    """The line of `operation`'s table; fewer classes than a block shrink it."""
+    line = _CLASS_TILES[operation, device.family]
+    block = min(max(1 << (classes - 1).bit_length(), 1024), line.block)
+    return replace(line, block=block, num_warps=max(1, line.num_warps * block // line.block))
 
 
 # ------------------------------------------------------------------------------------------------------------ attention
