@@ -27,11 +27,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastbert.kernels import attention, attention_backward, attention_decode, cross_entropy, layer_norm, softmax
+from fastbert.kernels import (
+    attention,
+    attention_backward,
+    attention_decode,
+    cross_entropy,
+    layer_norm,
+    linear_cross_entropy,
+    softmax,
+)
 from fastbert.kernels._launch import INTERPRETED, AotCase, Device, Launch, recorded_launches
 
 #: Every kernel module; each has `aot_cases()`.
-MODULES = (layer_norm, softmax, cross_entropy, attention, attention_backward, attention_decode)
+MODULES = (layer_norm, softmax, cross_entropy, linear_cross_entropy, attention, attention_backward, attention_decode)
 
 
 @dataclasses.dataclass(frozen=True)

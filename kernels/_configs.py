@@ -184,6 +184,64 @@ def class_tile(operation: str, classes: int, device: Device) -> ClassTile:
     return replace(line, block=block, num_warps=max(1, line.num_warps * block // line.block))
 
 
+@dataclass(frozen=True)
+class ProductTile:
+    """How a product inside a kernel is launched: tiles [block_m, block_n] of it, block_k of the summed dimension a step."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int = 1  # steps whose operands are loaded ahead, by asynchronous copies to shared memory
+    programs_per_processor: int = 1
+    least_slots: int = 1024  # rows of logits that a backward chunk has at least
+
+    @property
+    def constexprs(self) -> dict[str, int]:
+        return dict(BLOCK_M=self.block_m, BLOCK_N=self.block_n, BLOCK_K=self.block_k, STAGES=self.num_stages)
+
+    def programs(self, device: Device) -> int:
+        """As many as run at a time: their kernels loop over tiles."""
+        return self.programs_per_processor * device.processors
+
+
+#: linear_cross_entropy, "cuda", 16 bits: a tile of 128 x 256 is 128 float32 a thread of 256, and reads (128 + 256) * 2 bytes
+#: for 2 * 128 * 256 operations of a step: 85 operations a byte, so 600 TFLOP/s want 7 TB/s of L2, where 128 x 128 would want
+#: 9.4. Three stages of 64 are 3 * 48 = 144 KiB of shared memory, one program a multiprocessor. 32 bits: true float32 products
+#: have no tensor cores, and their operands are registers: what does not spill is small. "hip": 64 KiB of shared memory.
+_PRODUCT_TILES: dict[tuple[str, int], ProductTile] = {
+    ("cuda", 2): ProductTile(block_m=128, block_n=256, block_k=64, num_warps=8, num_stages=3),
+    ("cuda", 4): ProductTile(block_m=64, block_n=64, block_k=16, num_warps=4, programs_per_processor=4),
+    ("hip", 2): ProductTile(block_m=128, block_n=128, block_k=32, num_warps=4, num_stages=1, programs_per_processor=2),
+    ("hip", 4): ProductTile(block_m=64, block_n=64, block_k=16, num_warps=4, programs_per_processor=2),
+    # Small, so that a few dozen rows and classes are several tiles and chunks.
+    ("interpreter", 0): ProductTile(block_m=16, block_n=64, block_k=32, num_warps=4, least_slots=32),
+}  # (architecture or family, bytes of an element)
+
+#: Splits of the classes, forward: with the blocks of rows they are the units that programs take, and 20 blocks (15 % of 16384
+#: rows) then make 600, 4.5 for each multiprocessor of an H200; 3 float32 a row and split are 0.6 % of 30522 bfloat16 logits.
+CLASS_SPLITS = 32
+#: Rows whose splits one program combines: 32 x 32 numbers of each kind, 8 a thread.
+COMBINE_SLOTS = 32
+#: A chunk of backward has one in so many rows. Of 16384 x 30522 logits its d_logits are 7.0 %, dx's splits (hidden 768) 1.4 %.
+CHUNKS = 14
+
+
+def product_tile(operation: str, device: Device, element_size: int) -> ProductTile:
+    """The line of the table; all kernels of linear_cross_entropy share it."""
+    if device.architecture == "interpreter":
+        return _PRODUCT_TILES["interpreter", 0]
+    return _PRODUCT_TILES[device.family, element_size]
+
+
+def chunk_slots(rows: int, tile: ProductTile) -> int:
+    """How many labelled rows' gradients of logits are in memory at a time: a multiple of the tile's."""
+    wanted = max(rows // CHUNKS, tile.least_slots)
+    if wanted >= rows:
+        wanted = rows + tile.block_m - 1
+    return wanted // tile.block_m * tile.block_m
+
+
 # ------------------------------------------------------------------------------------------------------------ attention
 
 

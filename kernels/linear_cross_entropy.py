@@ -1,0 +1,508 @@
+"""Cross-entropy over a linear layer: cross_entropy(x weightᵀ + bias, target) without the logits in memory.
+
+Only rows with a label are computed. How many there are is known to the device alone: a first kernel lists them, and every
+other one is a grid of as many programs as run at a time, which loop over the tiles that the list's length leaves. Nothing
+waits for the host, and a captured graph replays with other labels.
+
+Forward makes tiles of logits in registers and keeps a row's running maximum, sum and label's logit (Wijmans et al. 2024,
+"Cut Your Losses in Large-Vocabulary Language Models", arXiv 2411.09009): 2 n hidden classes operations for n labelled
+rows, and a few numbers a row of memory. Backward makes the logits again, a chunk of rows at a time, and stores the chunk's
+d_logits in x's dtype, from which come, as plain products,
+
+    dx = d_logits weight;  dweight += d_logitsᵀ x;  dbias += sum_rows(d_logits)
+
+so 6 n hidden classes operations. Making the gradients in the forward pass (Hsu et al. 2024, "Liger Kernel") would save 2 of
+the 8, but wants every loss to have one known weight, holds dweight from forward to backward, and costs an evaluation three
+times its work. Adding tiles of dx and dweight in place, as the paper above does, would save the chunk's memory, but its order
+is not fixed. The products are Triton's and not cuBLAS's, which must be told the number of rows by the host.
+
+Sums take no atomics: splits of a sum are stored apart and added by a second kernel; chunks are added in order.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastbert.kernels import _configs
+from fastbert.kernels._launch import AotCase, check_device, check_tensors, device_of, launch
+from fastbert.kernels.cross_entropy import HIGHEST, LOG2E, LOWEST
+
+_VARYING = ["rows", "splits", "split_blocks", "slots", "first_slot", "split_classes", "ignore_index"]
+
+
+# ------------------------------------------------------------------------------------------------------ rows with labels
+
+
+@triton.jit(do_not_specialize=["rows", "ignore_index"])
+def _list_labelled_kernel(
+    target,  # int64 [rows]
+    row_of_slot,  # int32 [rows], written up to count
+    count,  # int32 [1], written
+    rows, ignore_index: tl.int64,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The rows that carry a label, in order. One program: a million rows are 4 MB."""
+    found = tl.program_id(0)
+    for first in range(0, rows, BLOCK):
+        row = first + tl.arange(0, BLOCK)
+        labelled = (row < rows) & (tl.load(target + row, mask=row < rows, other=0) != ignore_index)
+        slot = found + tl.cumsum(labelled.to(tl.int32), axis=0) - 1
+        tl.store(row_of_slot + slot, row, mask=labelled)
+        found += tl.sum(labelled.to(tl.int32), axis=0)
+    tl.store(count, found)
+
+
+_LIST_BLOCK = 4096
+
+
+def _list_labelled(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """(row_of_slot int32 [rows], count int32 [1])."""
+    row_of_slot = torch.empty(target.shape, dtype=torch.int32, device=target.device)
+    count = torch.empty(1, dtype=torch.int32, device=target.device)
+    launch(
+        _list_labelled_kernel, (1,), target, target, row_of_slot, count, target.shape[0], ignore_index,
+        num_warps=8, BLOCK=_LIST_BLOCK,
+    )  # fmt: skip
+    return row_of_slot, count
+
+
+# -------------------------------------------------------------------------------------------------------------- forward
+
+
+@triton.jit
+def _logits_tile(
+    x, weight, bias, row, first_class, hidden, classes, x_stride, weight_stride,
+    PRECISION: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """x[row] weightᵀ + bias for the classes from `first_class` on: float32 [rows, BLOCK_N], -inf past the last class."""
+    class_ = first_class + tl.arange(0, BLOCK_N)
+    # Past the last class the last one's weights are read: a mask would cost more than what it saves.
+    weight_rows = weight + tl.minimum(class_, classes - 1).to(tl.int64)[None, :] * weight_stride
+    x_rows = x + row.to(tl.int64)[:, None] * x_stride
+    logits = tl.zeros([row.shape[0], BLOCK_N], tl.float32)
+    for first in tl.range(0, hidden, BLOCK_K, num_stages=STAGES):
+        k = first + tl.arange(0, BLOCK_K)
+        if EVEN:
+            x_tile = tl.load(x_rows + k[None, :])
+            weight_tile = tl.load(weight_rows + k[:, None])
+        else:
+            x_tile = tl.load(x_rows + k[None, :], mask=(k < hidden)[None, :], other=0.0)
+            weight_tile = tl.load(weight_rows + k[:, None], mask=(k < hidden)[:, None], other=0.0)
+        logits = tl.dot(x_tile, weight_tile, logits, input_precision=PRECISION)
+    if bias is not None:
+        logits += tl.load(bias + class_, mask=class_ < classes, other=0.0).to(tl.float32)[None, :]
+    return tl.where((class_ < classes)[None, :], logits, float("-inf"))
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def _forward_kernel(
+    x,  # [rows, hidden]
+    weight,  # [classes, hidden]
+    bias,  # [classes] or None
+    target,  # int64 [rows]
+    row_of_slot,  # int32 [rows]
+    count,  # int32 [1]
+    partials,  # float32 [4, splits, rows], written up to count: maximum, sum of exponentials, label's logit, plain sum
+    rows, hidden, classes, x_stride, weight_stride, splits, split_blocks,
+    SMOOTHED: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """A unit of work is a block of slots and a split of the classes; neighbouring programs share the classes, for L2."""
+    labelled = tl.load(count)
+    slot_blocks = tl.cdiv(labelled, BLOCK_M)
+    for unit in range(tl.program_id(0), slot_blocks * splits, tl.num_programs(0)):
+        split = unit // slot_blocks
+        slot = (unit % slot_blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+        in_list = slot < labelled
+        row = tl.load(row_of_slot + slot, mask=in_list, other=0)
+        label = tl.load(target + row, mask=in_list, other=0)
+        label = tl.minimum(tl.maximum(label, 0), classes - 1).to(tl.int32)
+        maximum = tl.full([BLOCK_M], LOWEST, tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        picked = tl.zeros([BLOCK_M], tl.float32)
+        plain_total = tl.zeros([BLOCK_M], tl.float32)
+        last_block = tl.minimum((split + 1) * split_blocks, tl.cdiv(classes, BLOCK_N))
+        for block in range(split * split_blocks, last_block):
+            logits = _logits_tile(
+                x, weight, bias, row, block * BLOCK_N, hidden, classes, x_stride, weight_stride,
+                PRECISION, EVEN, BLOCK_N, BLOCK_K, STAGES,
+            )  # fmt: skip
+            class_ = block * BLOCK_N + tl.arange(0, BLOCK_N)
+            new_maximum = tl.minimum(tl.maximum(maximum, tl.max(logits, axis=1)), HIGHEST)
+            exponentials = tl.exp2((logits - new_maximum[:, None]) * LOG2E)
+            total = total * tl.exp2((maximum - new_maximum) * LOG2E) + tl.sum(exponentials, axis=1)
+            maximum = new_maximum
+            picked += tl.sum(tl.where(class_[None, :] == label[:, None], logits, 0.0), axis=1)
+            if SMOOTHED:
+                plain_total += tl.sum(tl.where((class_ < classes)[None, :], logits, 0.0), axis=1)
+        kind_stride = splits.to(tl.int64) * rows
+        partial = partials + split.to(tl.int64) * rows + slot
+        tl.store(partial, maximum, mask=in_list)
+        tl.store(partial + kind_stride, total, mask=in_list)
+        tl.store(partial + 2 * kind_stride, picked, mask=in_list)
+        if SMOOTHED:
+            tl.store(partial + 3 * kind_stride, plain_total, mask=in_list)
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def _combine_kernel(
+    partials,  # float32 [4, splits, rows]
+    row_of_slot,  # int32 [rows]
+    count,  # int32 [1]
+    losses,  # float32 [rows], written where there is a label
+    lse,  # float32 [rows], likewise
+    rows, classes, splits, label_smoothing,
+    SMOOTHED: tl.constexpr, SPLITS: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """One log-sum-exp out of the splits', and the losses. Grid: blocks of slots."""
+    slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
+    in_list = slot < tl.load(count)
+    split = tl.arange(0, SPLITS)
+    in_bounds = (split < splits)[:, None] & in_list[None, :]
+    kind_stride = splits.to(tl.int64) * rows
+    partial = partials + split.to(tl.int64)[:, None] * rows + slot[None, :]
+    maxima = tl.load(partial, mask=in_bounds, other=LOWEST)
+    totals = tl.load(partial + kind_stride, mask=in_bounds, other=0.0)
+    picked = tl.sum(tl.load(partial + 2 * kind_stride, mask=in_bounds, other=0.0), axis=0)
+    maximum = tl.max(maxima, axis=0)
+    log_sum = tl.log(tl.sum(totals * tl.exp2((maxima - maximum[None, :]) * LOG2E), axis=0))
+    loss = (1.0 - label_smoothing) * (maximum - picked) + log_sum
+    if SMOOTHED:
+        plain_total = tl.sum(tl.load(partial + 3 * kind_stride, mask=in_bounds, other=0.0), axis=0)
+        loss += label_smoothing * (maximum - plain_total / classes)
+    row = tl.load(row_of_slot + slot, mask=in_list, other=0)
+    tl.store(losses + row, loss, mask=in_list)
+    tl.store(lse + row, maximum + log_sum, mask=in_list)
+
+
+def linear_cross_entropy(
+    x: Tensor,  # [rows, hidden]
+    weight: Tensor,  # [classes, hidden]
+    bias: Tensor | None,  # [classes]
+    target: Tensor,  # int64 [rows]
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    """losses and log-sum-exp, float32 [rows]; both 0 where the target is ignore_index. A target is clamped to the classes.
+
+    Raises ValueError for a tensor that is not on the kernels' device, TypeError for a dtype.
+    """
+    operation = "linear_cross_entropy"
+    x, weight, bias, target = _checked(operation, x, weight, bias, target)
+    (rows, hidden), classes = x.shape, weight.shape[0]
+    losses = torch.zeros(rows, dtype=torch.float32, device=x.device)
+    lse = torch.zeros_like(losses)
+    if rows:
+        device = device_of(x)
+        tile = _configs.product_tile(operation, device, x.element_size())
+        row_of_slot, count = _list_labelled(target, ignore_index)
+        class_blocks = triton.cdiv(classes, tile.block_n)
+        split_blocks = triton.cdiv(class_blocks, _configs.CLASS_SPLITS)
+        splits = triton.cdiv(class_blocks, split_blocks)
+        smoothed = label_smoothing != 0.0
+        partials = torch.empty((4 if smoothed else 3, splits, rows), dtype=torch.float32, device=x.device)
+        launch(
+            _forward_kernel, (min(tile.programs(device), triton.cdiv(rows, tile.block_m) * splits),), x,
+            x, weight, bias, target, row_of_slot, count, partials,
+            rows, hidden, classes, x.stride(0), weight.stride(0), splits, split_blocks,
+            num_warps=tile.num_warps, SMOOTHED=smoothed, **_constexprs(x, tile), **tile.constexprs,
+        )  # fmt: skip
+        slots = _configs.COMBINE_SLOTS
+        launch(
+            _combine_kernel, (triton.cdiv(rows, slots),), x,
+            partials, row_of_slot, count, losses, lse, rows, classes, splits, label_smoothing,
+            num_warps=4, SMOOTHED=smoothed, SPLITS=triton.next_power_of_2(_configs.CLASS_SPLITS), SLOTS=slots,
+        )  # fmt: skip
+    return losses, lse
+
+
+# ------------------------------------------------------------------------------------------------------------- backward
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def _d_logits_kernel(
+    grad_losses,  # float32 [rows] by its stride
+    x,  # [rows, hidden]
+    weight,  # [classes, hidden]
+    bias,  # [classes] or None
+    target,  # int64 [rows]
+    lse,  # float32 [rows]
+    row_of_slot,  # int32 [rows]
+    count,  # int32 [1]
+    d_logits,  # [slots, class_stride], written: the chunk's blocks of slots that hold a labelled row, zero past the classes
+    bias_partials,  # float32 [slots / BLOCK_M, class_stride], written: their sums over a block of slots, or None
+    hidden, classes, class_stride, grad_stride, x_stride, weight_stride, label_smoothing, first_slot, slots,
+    PRECISION: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The gradient of a chunk of logits. A unit of work is a tile; neighbouring programs share the classes, for L2."""
+    labelled = tl.load(count)
+    slot_blocks = tl.cdiv(tl.minimum(labelled - first_slot, slots), BLOCK_M)
+    units = tl.maximum(slot_blocks, 0) * tl.cdiv(classes, BLOCK_N)
+    for unit in range(tl.program_id(0), units, tl.num_programs(0)):
+        slot_block = unit % slot_blocks
+        first_class = (unit // slot_blocks) * BLOCK_N
+        in_chunk = slot_block * BLOCK_M + tl.arange(0, BLOCK_M)
+        in_list = first_slot + in_chunk < labelled
+        row = tl.load(row_of_slot + first_slot + in_chunk, mask=in_list, other=0)
+        logits = _logits_tile(
+            x, weight, bias, row, first_class, hidden, classes, x_stride, weight_stride,
+            PRECISION, EVEN, BLOCK_N, BLOCK_K, STAGES,
+        )  # fmt: skip
+        label = tl.load(target + row, mask=in_list, other=0)
+        label = tl.minimum(tl.maximum(label, 0), classes - 1).to(tl.int32)
+        row_lse = tl.load(lse + row, mask=in_list, other=0.0)
+        gradient = tl.load(grad_losses + row.to(tl.int64) * grad_stride, mask=in_list, other=0.0)
+        class_ = first_class + tl.arange(0, BLOCK_N)
+        d = tl.exp2((logits - row_lse[:, None]) * LOG2E) - label_smoothing / classes
+        d = tl.where(class_[None, :] == label[:, None], d - (1.0 - label_smoothing), d) * gradient[:, None]
+        d = tl.where(in_list[:, None] & (class_ < classes)[None, :], d, 0.0)
+        offsets = in_chunk.to(tl.int64)[:, None] * class_stride + class_[None, :]
+        in_buffer = (class_ < class_stride)[None, :]
+        tl.store(d_logits + offsets, d.to(d_logits.dtype.element_ty), mask=in_buffer)
+        if bias_partials is not None:
+            partial = bias_partials + slot_block.to(tl.int64) * class_stride + class_
+            tl.store(partial, tl.sum(d, axis=0), mask=class_ < class_stride)
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def _dx_kernel(
+    d_logits,  # [slots, class_stride]
+    weight,  # [classes, hidden]
+    count,  # int32 [1]
+    partials,  # float32 [splits, slots, hidden], written
+    hidden, classes, class_stride, weight_stride, first_slot, slots, splits, split_classes,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """d_logits weight of a chunk, a split of the classes at a time (a chunk alone has too few tiles for all programs)."""
+    slot_blocks = tl.maximum(tl.cdiv(tl.minimum(tl.load(count) - first_slot, slots), BLOCK_M), 0)
+    hidden_blocks = tl.cdiv(hidden, BLOCK_N)
+    for unit in range(tl.program_id(0), slot_blocks * hidden_blocks * splits, tl.num_programs(0)):
+        h = (unit % hidden_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+        slot = (unit // hidden_blocks % slot_blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+        split = unit // (hidden_blocks * slot_blocks)
+        last_class = tl.minimum((split + 1) * split_classes, classes)
+        d_rows = d_logits + slot.to(tl.int64)[:, None] * class_stride
+        dx = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for first in tl.range(split * split_classes, last_class, BLOCK_K, num_stages=STAGES):
+            class_ = first + tl.arange(0, BLOCK_K)
+            d_tile = tl.load(d_rows + class_[None, :])  # a row of the buffer ends on a whole block
+            weight_tile = tl.load(
+                weight + class_.to(tl.int64)[:, None] * weight_stride + h[None, :],
+                mask=(class_ < classes)[:, None] & (h < hidden)[None, :],
+                other=0.0,
+            )
+            dx = tl.dot(d_tile, weight_tile, dx, input_precision=PRECISION)
+        partial = partials + (split.to(tl.int64) * slots + slot)[:, None] * hidden + h[None, :]
+        tl.store(partial, dx, mask=(h < hidden)[None, :])
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def _store_dx_kernel(
+    partials,  # float32 [splits, slots, hidden]
+    row_of_slot,  # int32 [rows]
+    count,  # int32 [1]
+    dx,  # [rows, hidden] contiguous, written where there is a label
+    hidden, first_slot, slots, splits,
+    SLOTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The splits' sum, to the rows that the slots stand for. Grid: (blocks of slots, blocks of hidden)."""
+    in_chunk = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
+    in_list = (in_chunk < slots) & (first_slot + in_chunk < tl.load(count))
+    h = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    in_bounds = in_list[:, None] & (h < hidden)[None, :]
+    total = tl.zeros([SLOTS, BLOCK], tl.float32)
+    for split in range(0, splits):
+        slot = tl.cast(split, tl.int64) * slots + in_chunk
+        total += tl.load(partials + slot[:, None] * hidden + h[None, :], mask=in_bounds, other=0.0)
+    row = tl.load(row_of_slot + first_slot + in_chunk, mask=in_list, other=0).to(tl.int64)
+    tl.store(dx + row[:, None] * hidden + h[None, :], total.to(dx.dtype.element_ty), mask=in_bounds)
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def _dweight_kernel(
+    d_logits,  # [slots, class_stride]
+    bias_partials,  # float32 [slots / SLOT_BLOCK, class_stride] or None
+    x,  # [rows, hidden]
+    row_of_slot,  # int32 [rows]
+    count,  # int32 [1]
+    dweight,  # float32 [classes, hidden] contiguous, added to (FIRST: written), or None
+    dbias,  # float32 [classes], likewise
+    hidden, classes, class_stride, x_stride, first_slot, slots,
+    FIRST: tl.constexpr, SLOT_BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """d_logitsᵀ x and the column sums of a chunk. A unit of work is a tile of dweight; its first column has dbias too."""
+    in_use = tl.maximum(tl.minimum(tl.load(count) - first_slot, slots), 0)
+    hidden_blocks = tl.cdiv(hidden, BLOCK_N)
+    if dweight is None:
+        hidden_blocks = 1
+    units = tl.cdiv(classes, BLOCK_M) * hidden_blocks
+    if not FIRST:
+        units = tl.where(in_use > 0, units, 0)
+    for unit in range(tl.program_id(0), units, tl.num_programs(0)):
+        class_ = (unit // hidden_blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+        hidden_block = unit % hidden_blocks
+        in_classes = class_ < classes
+        if dweight is not None:
+            h = hidden_block * BLOCK_N + tl.arange(0, BLOCK_N)
+            sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            for first in tl.range(0, in_use, BLOCK_K, num_stages=STAGES):
+                slot = first + tl.arange(0, BLOCK_K)
+                in_list = slot < in_use
+                row = tl.load(row_of_slot + first_slot + slot, mask=in_list, other=0).to(tl.int64)
+                d_tile = tl.load(
+                    d_logits + slot.to(tl.int64)[:, None] * class_stride + class_[None, :],
+                    mask=in_list[:, None] & (class_ < class_stride)[None, :],
+                    other=0.0,
+                )
+                x_tile = tl.load(
+                    x + row[:, None] * x_stride + h[None, :], mask=in_list[:, None] & (h < hidden)[None, :], other=0.0
+                )
+                sums = tl.dot(tl.trans(d_tile), x_tile, sums, input_precision=PRECISION)
+            pointers = dweight + class_.to(tl.int64)[:, None] * hidden + h[None, :]
+            in_bounds = in_classes[:, None] & (h < hidden)[None, :]
+            if not FIRST:
+                sums += tl.load(pointers, mask=in_bounds, other=0.0)
+            tl.store(pointers, sums, mask=in_bounds)
+        if dbias is not None:  # noqa: SIM102 (goes away at compile time)
+            if hidden_block == 0:
+                total = tl.zeros([BLOCK_M], tl.float32)
+                for slot_block in range(0, tl.cdiv(in_use, SLOT_BLOCK)):
+                    partial = bias_partials + tl.cast(slot_block, tl.int64) * class_stride + class_
+                    total += tl.load(partial, mask=in_classes, other=0.0)
+                if not FIRST:
+                    total += tl.load(dbias + class_, mask=in_classes, other=0.0)
+                tl.store(dbias + class_, total, mask=in_classes)
+
+
+def linear_cross_entropy_backward(
+    grad_losses: Tensor,  # float32 [rows]
+    x: Tensor,  # [rows, hidden]
+    weight: Tensor,  # [classes, hidden]
+    bias: Tensor | None,  # [classes]
+    target: Tensor,  # int64 [rows]
+    lse: Tensor,  # float32 [rows]
+    ignore_index: int,
+    label_smoothing: float,
+    needs: Sequence[bool],  # dx, dweight, dbias
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx like x, 0 where there is no label; dweight and dbias float32; [0] for what is not needed. Raises as the forward."""
+    operation = "linear_cross_entropy_backward"
+    check_tensors(operation, grad_losses=grad_losses, lse=lse)
+    x, weight, bias, target = _checked(operation, x, weight, bias, target)
+    needs_dx, needs_dweight, needs_dbias = needs
+    (rows, hidden), classes = x.shape, weight.shape[0]
+    dx = torch.zeros((rows, hidden) if needs_dx else 0, dtype=x.dtype, device=x.device)
+    allocate = torch.empty if rows else torch.zeros
+    dweight = allocate((classes, hidden) if needs_dweight else 0, dtype=torch.float32, device=x.device)
+    dbias = allocate(classes if needs_dbias else 0, dtype=torch.float32, device=x.device)
+    if not rows or not any(needs):
+        return dx, dweight, dbias
+
+    device = device_of(x)
+    logits_tile, dx_tile, dweight_tile = (
+        _configs.product_tile(operation + kernel, device, x.element_size()) for kernel in ("", "_dx", "_dweight")
+    )
+    slots = _configs.chunk_slots(rows, logits_tile)
+    # Rows of d_logits end on a whole block of what reads them, so that dx needs no mask there.
+    class_stride = triton.cdiv(classes, dx_tile.block_k) * dx_tile.block_k
+    slot_blocks, class_blocks = slots // logits_tile.block_m, triton.cdiv(classes, logits_tile.block_n)
+    d_logits = torch.empty((slots, class_stride), dtype=x.dtype, device=x.device)
+    bias_partials = None
+    if needs_dbias:
+        bias_partials = torch.empty((slot_blocks, class_stride), dtype=torch.float32, device=x.device)
+    dx_tiles = triton.cdiv(slots, dx_tile.block_m) * triton.cdiv(hidden, dx_tile.block_n)
+    split_classes = triton.cdiv(triton.cdiv(classes, max(1, dx_tile.programs(device) // max(dx_tiles, 1))), dx_tile.block_k)
+    split_classes *= dx_tile.block_k
+    splits = triton.cdiv(classes, split_classes)
+    dx_partials = torch.empty((splits, slots, hidden) if needs_dx else 0, dtype=torch.float32, device=x.device)
+    dweight_tiles = triton.cdiv(classes, dweight_tile.block_m) * triton.cdiv(max(hidden, 1), dweight_tile.block_n)
+    row_of_slot, count = _list_labelled(target, ignore_index)
+    lse = lse.contiguous()
+    for first_slot in range(0, rows, slots):
+        launch(
+            _d_logits_kernel, (min(logits_tile.programs(device), slot_blocks * class_blocks),), x,
+            grad_losses, x, weight, bias, target, lse, row_of_slot, count, d_logits, bias_partials,
+            hidden, classes, class_stride, grad_losses.stride(0), x.stride(0), weight.stride(0), label_smoothing,
+            first_slot, slots, num_warps=logits_tile.num_warps, **_constexprs(x, logits_tile), **logits_tile.constexprs,
+        )  # fmt: skip
+        if needs_dx and hidden:
+            launch(
+                _dx_kernel, (min(dx_tile.programs(device), dx_tiles * splits),), x,
+                d_logits, weight, count, dx_partials,
+                hidden, classes, class_stride, weight.stride(0), first_slot, slots, splits, split_classes,
+                num_warps=dx_tile.num_warps, PRECISION=_precision(x), **dx_tile.constexprs,
+            )  # fmt: skip
+            launch(
+                _store_dx_kernel, (triton.cdiv(slots, 8), triton.cdiv(hidden, 256)), x,
+                dx_partials, row_of_slot, count, dx, hidden, first_slot, slots, splits,
+                num_warps=4, SLOTS=8, BLOCK=256,
+            )  # fmt: skip
+        if needs_dweight or needs_dbias:
+            launch(
+                _dweight_kernel, (min(dweight_tile.programs(device), dweight_tiles),), x,
+                d_logits, bias_partials, x, row_of_slot, count,
+                dweight if needs_dweight else None, dbias if needs_dbias else None,
+                hidden, classes, class_stride, x.stride(0), first_slot, slots,
+                num_warps=dweight_tile.num_warps, FIRST=first_slot == 0, SLOT_BLOCK=logits_tile.block_m,
+                PRECISION=_precision(x), **dweight_tile.constexprs,
+            )  # fmt: skip
+    return dx, dweight, dbias
+
+
+# --------------------------------------------------------------------------------------------------------------- shared
+
+
+def _checked(
+    operation: str, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """The arguments with neighbouring columns."""
+    check_tensors(operation, x=x, weight=weight, bias=bias)
+    check_device(operation, "target", target)
+    x, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (x, weight))
+    return x, weight, None if bias is None else bias.contiguous(), target.contiguous()
+
+
+def _precision(x: Tensor) -> str:
+    """How float32 products are made: exactly, unless torch is allowed TF32 (by any of its settings: this one follows all)."""
+    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def _constexprs(x: Tensor, tile: _configs.ProductTile) -> dict[str, object]:
+    return dict(PRECISION=_precision(x), EVEN=x.shape[1] % tile.block_k == 0)
+
+
+# -------------------------------------------------------------------------------------------------------- ahead of time
+
+
+def aot_cases() -> Iterator[AotCase]:
+    """What is compiled ahead of time: each dtype; BERT's width, an odd one and an unaligned start; with and without bias."""
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    for hidden, (name, dtype), variant in itertools.product((768, 767), dtypes.items(), ("", "plain")):
+        rows, classes, start = 4096, 30522, 768 - hidden
+        if variant and hidden != 768:
+            continue
+        x, weight, bias = (
+            torch.empty(start + n * width, dtype=dtype, device="meta")[start:].view(n, width)
+            for n, width in ((rows, hidden), (classes, hidden), (1, classes))
+        )
+        target = torch.empty(rows, dtype=torch.int64, device="meta")
+        statistics = torch.empty(rows, dtype=torch.float32, device="meta")
+        smoothing, given = (0.0, None) if variant else (0.1, bias[0])
+        arguments = (x, weight, given, target)
+        calls: dict[str, Callable[[], object]] = {
+            "linear_cross_entropy": lambda a=arguments, s=smoothing: linear_cross_entropy(*a, -100, s),
+            "linear_cross_entropy_backward": lambda a=arguments, s=smoothing, r=statistics: linear_cross_entropy_backward(
+                r, *a, r, -100, s, [True, True, a[2] is not None]
+            ),
+        }
+        for operation, call in calls.items():
+            yield AotCase("-".join(filter(None, [operation, f"h{hidden}", name, variant])), call,
+                          sample=dtype is torch.bfloat16 and hidden == 768 and not variant)  # fmt: skip
