@@ -32,6 +32,7 @@ from fastbert.kernels import (
     attention_backward,
     attention_decode,
     cross_entropy,
+    embedding,
     layer_norm,
     linear_cross_entropy,
     softmax,
@@ -39,7 +40,7 @@ from fastbert.kernels import (
 from fastbert.kernels._launch import INTERPRETED, AotCase, Device, Launch, recorded_launches
 
 #: Every kernel module; each has `aot_cases()`.
-MODULES = (layer_norm, softmax, cross_entropy, linear_cross_entropy, attention, attention_backward, attention_decode)
+MODULES = (layer_norm, attention, attention_backward, attention_decode, softmax, cross_entropy, linear_cross_entropy, embedding)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -153,6 +153,36 @@ def row_tile_widths(*operations: str) -> set[int]:
     return {line.max_width for (name, _), table in _ROW_TILES.items() if name in operations for line in table}
 
 
+# ----------------------------------------------------------------------------------------------------------- embeddings
+
+
+@dataclass(frozen=True)
+class TableTile:
+    """How gradients are summed into a table: tiles [rows, columns] of them; chunks of `chunk` rows have a program of their own."""
+
+    chunk: int
+    rows: int
+    columns: int
+    num_warps: int
+
+
+#: 16384 tokens make 256 chunks of 64, so a table of two rows keeps 256 programs busy and then adds 128 of their sums a row;
+#: half or twice the chunk would lengthen one of the two. Four rows of up to 1024 columns are 16 float32 sums a thread of 256.
+_TABLE_CHUNK, _TABLE_ROWS, _TABLE_COLUMNS = 64, 4, 1024
+
+
+def table_tile(width: int, device: Device) -> TableTile:
+    """The tile for a table of `width` columns. In the interpreter chunks are short, so that few tokens make several."""
+    columns = min(max(1 << (width - 1).bit_length(), 128), _TABLE_COLUMNS)
+    threads = columns * _TABLE_ROWS // 16
+    return TableTile(
+        chunk=4 if device.architecture == "interpreter" else _TABLE_CHUNK,
+        rows=_TABLE_ROWS,
+        columns=columns,
+        num_warps=max(1, threads // (64 if device.family == "hip" else 32)),
+    )
+
+
 # --------------------------------------------------------------------------------------------------------------- losses
 
 

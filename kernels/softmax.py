@@ -28,6 +28,9 @@ _LOWEST: tl.constexpr = tl.constexpr(torch.finfo(torch.float32).min)
 #: Groups of leading dimensions of a mask that its strides keep apart; a mask with more of them is copied.
 _MASK_LEVELS = 4
 
+#: Rows are counted in 32 bits, a tile past the end included.
+_MAX_ROWS = 2**31 - 2**16
+
 
 @triton.jit
 def _logits_tile(
@@ -38,15 +41,19 @@ def _logits_tile(
     """scale * x + mask for a tile [ROWS, BLOCK], float32; -inf where nothing is kept and out of bounds."""
     column = first_column + tl.arange(0, BLOCK)
     keep = (row < rows)[:, None] & (column < columns)[None, :]
-    if CAUSAL:  # what lies above the diagonal is not even read
-        keep = keep & (column[None, :] <= (row % queries)[:, None])
-    value = tl.load(x + row[:, None] * x_stride + column[None, :], mask=keep, other=0.0).to(tl.float32) * scale
+    read = keep
+    if CAUSAL:  # beyond the diagonal nothing is read, in steps of 16 that leave accesses wide
+        query = row % queries
+        read = keep & ((column // 16)[None, :] <= (query // 16)[:, None])
+        keep = keep & (column[None, :] <= query[:, None])
+    x_offsets = row.to(tl.int64)[:, None] * x_stride + column[None, :]
+    value = tl.load(x + x_offsets, mask=read, other=0.0).to(tl.float32) * scale
     if mask is not None:
         offsets = mask_row[:, None] + column.to(tl.int64)[None, :] * mask_column_stride
         if mask.dtype.element_ty == tl.uint8:
-            keep = keep & (tl.load(mask + offsets, mask=keep, other=0) != 0)
+            keep = keep & (tl.load(mask + offsets, mask=read, other=0) != 0)
         else:
-            value += tl.load(mask + offsets, mask=keep, other=0.0).to(tl.float32)
+            value += tl.load(mask + offsets, mask=read, other=0.0).to(tl.float32)
     return tl.where(keep, value, float("-inf"))
 
 
@@ -62,8 +69,9 @@ def _forward_kernel(
     CAUSAL: tl.constexpr, WHOLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid: tiles of rows. WHOLE: a tile holds whole rows."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    mask_row = row
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # 32 bits: long divisions would take a third of the registers
+    out_row = row.to(tl.int64) * columns
+    mask_row = out_row
     if mask is not None:
         rest = row // size_3
         mask_row = (row % size_3) * mask_stride_3
@@ -79,11 +87,11 @@ def _forward_kernel(
         maximum = tl.maximum(tl.max(tile, axis=1), _LOWEST)
         exponential = tl.exp2((tile - maximum[:, None]) * _LOG2E)
         total = tl.sum(exponential, axis=1)
-        factor = tl.where(total == 0.0, 0.0, 1.0 / total)
+        factor = 1.0 / tl.where(total == 0.0, 1.0, total)
         column = tl.arange(0, BLOCK)
         in_bounds = (row < rows)[:, None] & (column < columns)[None, :]
         out = exponential * factor[:, None]
-        tl.store(y + row[:, None] * columns + column[None, :], out.to(y.dtype.element_ty), mask=in_bounds)
+        tl.store(y + out_row[:, None] + column[None, :], out.to(y.dtype.element_ty), mask=in_bounds)
     else:
         tl.static_assert(ROWS == 1, "blocks of columns are of one row")
         last_column = columns
@@ -101,7 +109,7 @@ def _forward_kernel(
             sums += tl.exp2((tile - new_maximum[:, None]) * _LOG2E)
             maximum = new_maximum
         total = tl.sum(sums, axis=1)
-        factor = tl.where(total == 0.0, 0.0, 1.0 / total)
+        factor = 1.0 / tl.where(total == 0.0, 1.0, total)
         for first_column in range(0, columns, BLOCK):
             tile = _logits_tile(
                 x, mask, row, mask_row, first_column,
@@ -109,7 +117,7 @@ def _forward_kernel(
             )  # fmt: skip
             out = tl.exp2((tile - maximum[:, None]) * _LOG2E) * factor[:, None]
             column = first_column + tl.arange(0, BLOCK)
-            offsets = row[:, None] * columns + column[None, :]
+            offsets = out_row[:, None] + column[None, :]
             tl.store(y + offsets, out.to(y.dtype.element_ty), mask=(column < columns)[None, :])
 
 
@@ -122,7 +130,8 @@ def softmax(
     """y like x, contiguous; zeros in a row with nothing to keep.
 
     A float64 mask is rounded to float32. A mask that broadcasts alternate dimensions of an x of six or more is copied; any
-    other is read by its strides. Raises ValueError for a tensor that is not on the kernels' device, TypeError for a dtype.
+    other is read by its strides. Raises ValueError for a tensor that is not on the kernels' device and for more than
+    2**31 - 2**16 rows, TypeError for a dtype.
     """
     check_tensors("softmax", x=x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -135,6 +144,8 @@ def softmax(
     if mask is not None:
         mask = _readable(mask)
         mask, sizes, strides, column_stride = _mask_levels(mask, x.shape)
+    if rows > _MAX_ROWS:
+        raise ValueError(f"softmax: {rows} rows; the Triton kernel takes at most {_MAX_ROWS}. Call it on parts.")
     line = _configs.row_tile("softmax", min(columns, _configs.MAX_WIDTH), device_of(x))
     block, tile_rows = _configs.blocked(columns, line)
     launch(
