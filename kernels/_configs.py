@@ -235,18 +235,30 @@ class ProductTile:
         return self.programs_per_processor * device.processors
 
 
-#: linear_cross_entropy, "cuda", 16 bits: a tile of 128 x 256 is 128 float32 a thread of 256, and reads (128 + 256) * 2 bytes
-#: for 2 * 128 * 256 operations of a step: 85 operations a byte, so 600 TFLOP/s want 7 TB/s of L2, where 128 x 128 would want
-#: 9.4. Three stages of 64 are 3 * 48 = 144 KiB of shared memory, one program a multiprocessor. 32 bits: true float32 products
-#: have no tensor cores, and their operands are registers: what does not spill is small. "hip": 64 KiB of shared memory.
-_PRODUCT_TILES: dict[tuple[str, int], ProductTile] = {
-    ("cuda", 2): ProductTile(block_m=128, block_n=256, block_k=64, num_warps=8, num_stages=3),
-    ("cuda", 4): ProductTile(block_m=64, block_n=64, block_k=16, num_warps=4, programs_per_processor=4),
-    ("hip", 2): ProductTile(block_m=128, block_n=128, block_k=32, num_warps=4, num_stages=1, programs_per_processor=2),
-    ("hip", 4): ProductTile(block_m=64, block_n=64, block_k=16, num_warps=4, programs_per_processor=2),
-    # Small, so that a few dozen rows and classes are several tiles and chunks.
-    ("interpreter", 0): ProductTile(block_m=16, block_n=64, block_k=32, num_warps=4, least_slots=32),
-}  # (architecture or family, bytes of an element)
+#: linear_cross_entropy, "cuda", 16 bits: a tile of 128 x 256 is 128 float32 a thread of 256, and a step reads (128 + 256) * 2
+#: bytes for 2 * 128 * 256 operations: 85 a byte, so that 600 TFLOP/s want 7 TB/s of L2, where 128 x 128 wants 9.4. Three
+#: stages of 64 are 144 KiB of shared memory, one program a multiprocessor. The running sums of the forward pass leave no
+#: registers for that, nor do masks of columns, nor adding to dweight: 128 x 128; rows that no 16-byte access can read: less.
+#: 32 bits: true float32 products have no tensor cores, and their operands are registers: what does not spill is small.
+#: "hip": 64 KiB of shared memory a compute unit, so no stages.
+_WIDE = ProductTile(block_m=128, block_n=256, block_k=64, num_warps=8, num_stages=3)
+_SQUARE = ProductTile(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3)
+_UNEVEN = ProductTile(block_m=64, block_n=64, block_k=32, num_warps=4, programs_per_processor=2)
+_FLOAT32 = ProductTile(block_m=64, block_n=64, block_k=16, num_warps=4, programs_per_processor=4)
+_PRODUCT_TILES: dict[tuple[str, str, int], tuple[tuple[int, ProductTile], ...]] = {
+    ("forward", "cuda", 2): ((64, _SQUARE), (1, _UNEVEN)),
+    ("d_logits", "cuda", 2): ((64, _WIDE), (1, _UNEVEN)),
+    ("dx", "cuda", 2): ((256, _WIDE), (128, _SQUARE), (1, _UNEVEN)),
+    ("dweight", "cuda", 2): ((128, _SQUARE), (1, _UNEVEN)),
+    ("forward", "cuda", 4): ((1, _FLOAT32),),
+    ("d_logits", "cuda", 4): ((1, _FLOAT32),),
+    ("dx", "cuda", 4): ((1, _FLOAT32),),
+    ("dweight", "cuda", 4): ((1, _FLOAT32),),
+}  # (kernel, family, bytes of an element) -> (what the width of x is a multiple of, tile), the first that fits
+for _kernel, _size in itertools.product(("forward", "d_logits", "dx", "dweight"), (2, 4)):
+    _PRODUCT_TILES[_kernel, "hip", _size] = ((1, replace(_UNEVEN if _size == 2 else _FLOAT32, num_warps=4)),)
+#: Small, so that a few dozen rows and classes are several tiles and chunks.
+_INTERPRETER_TILE = ProductTile(block_m=16, block_n=64, block_k=16, num_warps=4, least_slots=32)
 
 #: Splits of the classes, forward: with the blocks of rows they are the units that programs take, and 20 blocks (15 % of 16384
 #: rows) then make 600, 4.5 for each multiprocessor of an H200; 3 float32 a row and split are 0.6 % of 30522 bfloat16 logits.
@@ -257,11 +269,11 @@ COMBINE_SLOTS = 32
 CHUNKS = 14
 
 
-def product_tile(operation: str, device: Device, element_size: int) -> ProductTile:
-    """The line of the table; all kernels of linear_cross_entropy share it."""
+def product_tile(kernel: str, device: Device, element_size: int, hidden: int) -> ProductTile:
+    """The tile of a kernel of linear_cross_entropy ("forward", "d_logits", "dx" or "dweight") for an x of `hidden` columns."""
     if device.architecture == "interpreter":
-        return _PRODUCT_TILES["interpreter", 0]
-    return _PRODUCT_TILES[device.family, element_size]
+        return _INTERPRETER_TILE
+    return next(tile for multiple, tile in _PRODUCT_TILES[kernel, device.family, element_size] if hidden % multiple == 0)
 
 
 def chunk_slots(rows: int, tile: ProductTile) -> int:
