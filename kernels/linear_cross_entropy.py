@@ -21,6 +21,7 @@ Sums take no atomics: splits of a sum are stored apart and added by a second ker
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -28,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastbert.kernels import _configs
-from fastbert.kernels._launch import AotCase, check_device, check_tensors, device_of, launch
+from fastbert.kernels._launch import AotCase, Device, check_device, check_tensors, device_of, launch
 from fastbert.kernels.cross_entropy import HIGHEST, LOG2E, LOWEST
 
 _VARYING = ["rows", "splits", "split_blocks", "slots", "first_slot", "split_classes", "ignore_index"]
@@ -406,6 +407,45 @@ def _dweight_kernel(
                 tl.store(dbias + class_, total, mask=in_classes)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """How the backward pass cuts its work."""
+
+    logits_tile: _configs.ProductTile
+    dx_tile: _configs.ProductTile
+    dweight_tile: _configs.ProductTile
+    slots: int  # labelled rows of a chunk
+    class_stride: int  # elements of a row of d_logits
+    splits: int  # of the classes, for dx
+    split_classes: int
+
+
+def _plan(rows: int, hidden: int, classes: int, device: Device, element_size: int) -> _Plan:
+    logits_tile, dx_tile, dweight_tile = (
+        _configs.product_tile(kernel, device, element_size, hidden) for kernel in ("d_logits", "dx", "dweight")
+    )
+    slots = _configs.chunk_slots(rows, logits_tile)
+    # Rows of d_logits end on a whole tile of those who read them, which so need no mask there.
+    end = max(dx_tile.block_k, dweight_tile.block_m)
+    # A chunk alone has too few tiles of dx for all programs.
+    dx_tiles = triton.cdiv(slots, dx_tile.block_m) * triton.cdiv(hidden, dx_tile.block_n)
+    split_classes = triton.cdiv(classes, max(1, dx_tile.programs(device) // max(dx_tiles, 1)))
+    split_classes = triton.cdiv(split_classes, dx_tile.block_k) * dx_tile.block_k
+    return _Plan(
+        logits_tile, dx_tile, dweight_tile, slots, triton.cdiv(classes, end) * end,
+        triton.cdiv(classes, split_classes), split_classes,
+    )  # fmt: skip
+
+
+def backward_workspace(rows: int, hidden: int, classes: int, device: Device, element_size: int) -> int:
+    """Bytes of memory that the backward pass takes beside its inputs and gradients."""
+    plan = _plan(rows, hidden, classes, device, element_size)
+    d_logits = plan.slots * plan.class_stride * element_size
+    bias_partials = plan.slots // plan.logits_tile.block_m * plan.class_stride * 4
+    dx_partials, x_chunk = plan.splits * plan.slots * hidden * 4, plan.slots * hidden * element_size
+    return d_logits + bias_partials + dx_partials + x_chunk + rows * 4
+
+
 def linear_cross_entropy_backward(
     grad_losses: Tensor,  # float32 [rows]
     x: Tensor,  # [rows, hidden]
@@ -431,25 +471,18 @@ def linear_cross_entropy_backward(
         return dx, dweight, dbias
 
     device = device_of(x)
-    logits_tile, dx_tile, dweight_tile = (
-        _configs.product_tile(kernel, device, x.element_size(), hidden) for kernel in ("d_logits", "dx", "dweight")
-    )
-    slots = _configs.chunk_slots(rows, logits_tile)
-    # Rows of d_logits end on a whole tile of those who read them, which so need no mask there.
-    width = max(dx_tile.block_k, dweight_tile.block_m)
-    class_stride = triton.cdiv(classes, width) * width
+    plan = _plan(rows, hidden, classes, device, x.element_size())
+    logits_tile, dx_tile, dweight_tile = plan.logits_tile, plan.dx_tile, plan.dweight_tile
+    slots, class_stride, splits = plan.slots, plan.class_stride, plan.splits
     slot_blocks, class_blocks = slots // logits_tile.block_m, triton.cdiv(class_stride, logits_tile.block_n)
+    dx_units = triton.cdiv(slots, dx_tile.block_m) * triton.cdiv(hidden, dx_tile.block_n) * splits
+    dweight_units = triton.cdiv(classes, dweight_tile.block_m) * max(triton.cdiv(hidden, dweight_tile.block_n), 1)
     d_logits = torch.empty((slots, class_stride), dtype=x.dtype, device=x.device)
+    dx_partials = torch.empty((splits, slots, hidden) if needs_dx else 0, dtype=torch.float32, device=x.device)
+    x_chunk = torch.empty((slots, hidden) if needs_dweight else 0, dtype=x.dtype, device=x.device)
     bias_partials = None
     if needs_dbias:
         bias_partials = torch.empty((slot_blocks, class_stride), dtype=torch.float32, device=x.device)
-    dx_tiles = triton.cdiv(slots, dx_tile.block_m) * triton.cdiv(hidden, dx_tile.block_n)
-    split_classes = triton.cdiv(classes, max(1, dx_tile.programs(device) // max(dx_tiles, 1)))
-    split_classes = triton.cdiv(split_classes, dx_tile.block_k) * dx_tile.block_k
-    splits = triton.cdiv(classes, split_classes)
-    dx_partials = torch.empty((splits, slots, hidden) if needs_dx else 0, dtype=torch.float32, device=x.device)
-    dweight_tiles = triton.cdiv(classes, dweight_tile.block_m) * max(triton.cdiv(hidden, dweight_tile.block_n), 1)
-    x_chunk = torch.empty((slots, hidden) if needs_dweight else 0, dtype=x.dtype, device=x.device)
     row_of_slot, count = _list_labelled(target, ignore_index)
     lse = lse.contiguous()
     for first_slot in range(0, rows, slots):
@@ -461,9 +494,9 @@ def linear_cross_entropy_backward(
         )  # fmt: skip
         if needs_dx and hidden:
             launch(
-                _dx_kernel, (min(dx_tile.programs(device), dx_tiles * splits),), x,
+                _dx_kernel, (min(dx_tile.programs(device), dx_units),), x,
                 d_logits, weight, count, dx_partials,
-                hidden, classes, class_stride, weight.stride(0), first_slot, slots, splits, split_classes,
+                hidden, classes, class_stride, weight.stride(0), first_slot, slots, splits, plan.split_classes,
                 num_warps=dx_tile.num_warps, **_product_constexprs(x, dx_tile),
             )  # fmt: skip
             launch(
@@ -479,7 +512,7 @@ def linear_cross_entropy_backward(
                     num_warps=4, SLOTS=8, BLOCK=256,
                 )  # fmt: skip
             launch(
-                _dweight_kernel, (min(dweight_tile.programs(device), dweight_tiles),), x,
+                _dweight_kernel, (min(dweight_tile.programs(device), dweight_units),), x,
                 d_logits, bias_partials, x_chunk, count,
                 dweight if needs_dweight else None, dbias if needs_dbias else None,
                 hidden, classes, class_stride, first_slot, slots,
