@@ -40,7 +40,16 @@ from fastbert.kernels import (
 from fastbert.kernels._launch import INTERPRETED, AotCase, Device, Launch, recorded_launches
 
 #: Every kernel module; each has `aot_cases()`.
-MODULES = (layer_norm, attention, attention_backward, attention_decode, softmax, cross_entropy, linear_cross_entropy, embedding)
+MODULES = (
+    layer_norm,
+    attention,
+    attention_backward,
+    attention_decode,
+    softmax,
+    cross_entropy,
+    linear_cross_entropy,
+    embedding,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -273,7 +273,9 @@ def product_tile(kernel: str, device: Device, element_size: int, hidden: int) ->
     """The tile of a kernel of linear_cross_entropy ("forward", "d_logits", "dx" or "dweight") for an x of `hidden` columns."""
     if device.architecture == "interpreter":
         return _INTERPRETER_TILE
-    return next(tile for multiple, tile in _PRODUCT_TILES[kernel, device.family, element_size] if hidden % multiple == 0)
+    return next(
+        tile for multiple, tile in _PRODUCT_TILES[kernel, device.family, element_size] if hidden % multiple == 0
+    )
 
 
 def chunk_slots(rows: int, tile: ProductTile) -> int:

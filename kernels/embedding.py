@@ -412,7 +412,9 @@ def embedding_layer_norm_backward(
             skipped = padding_idx if i == 0 else -1
             gradients[i] = table_gradient(d_sum, ids.reshape(-1), table.shape[0], skipped)
     dword, dposition, dtoken_type = gradients
-    dweight, dbias = (d if needed else torch.empty_like(nothing) for d, needed in zip((dweight, dbias), needs[3:], strict=True))
+    dweight, dbias = (
+        d if needed else torch.empty_like(nothing) for d, needed in zip((dweight, dbias), needs[3:], strict=True)
+    )
     return dword, dposition, dtoken_type, dweight, dbias
 
 
@@ -432,13 +434,17 @@ class _Inputs:
 
 def _inputs(operation: str, ids: Sequence[Tensor | None], tables: Sequence[Tensor | None]) -> _Inputs:
     names = ("input_ids", "position_ids", "token_type_ids")
-    pairs = [pair if pair[0] is not None and pair[1] is not None else (None, None) for pair in zip(ids, tables, strict=True)]
+    pairs = [
+        pair if pair[0] is not None and pair[1] is not None else (None, None) for pair in zip(ids, tables, strict=True)
+    ]
     for name, (each, table) in zip(names, pairs, strict=True):
         if each is None or table is None:
             continue
         check_device(operation, name, each)
         if each.numel() and not table.shape[0]:
-            raise ValueError(f"{operation}: {name} has {each.numel()} ids and their table no rows; it must hold at least one")
+            raise ValueError(
+                f"{operation}: {name} has {each.numel()} ids and their table no rows; it must hold at least one"
+            )
     return _Inputs([each for each, _ in pairs], [table for _, table in pairs])
 
 
@@ -494,5 +500,7 @@ def aot_cases() -> Iterator[AotCase]:
         for call_name, call in calls(width, tensor).items():
             operation, _, variant = call_name.partition("-")
             parts = [operation, f"w{width}", name, variant, "" if aligned else "unaligned"]
-            sample = columns == 768 and not variant and (dtype is torch.bfloat16) == aligned and dtype is not torch.float32
+            sample = (
+                columns == 768 and not variant and (dtype is torch.bfloat16) == aligned and dtype is not torch.float32
+            )
             yield AotCase("-".join(filter(None, parts)), call, sample)

@@ -574,8 +574,8 @@ def aot_cases() -> Iterator[AotCase]:
         arguments = (x, weight, given, target)
         calls: dict[str, Callable[[], object]] = {
             "linear_cross_entropy": lambda a=arguments, s=smoothing: linear_cross_entropy(*a, -100, s),
-            "linear_cross_entropy_backward": lambda a=arguments, s=smoothing, r=statistics: linear_cross_entropy_backward(
-                r, *a, r, -100, s, [True, True, a[2] is not None]
+            "linear_cross_entropy_backward": lambda a=arguments, s=smoothing, r=statistics: (
+                linear_cross_entropy_backward(r, *a, r, -100, s, [True, True, a[2] is not None])
             ),
         }
         for operation, call in calls.items():

@@ -176,9 +176,7 @@ def check_linear_strides(operations: Any, device: str = "cpu") -> None:
     results = []
     for a, b in ((x, weight), (apart[:, ::2][:, :24], within[:, 3:27]), (x.T.contiguous().T, weight.T.contiguous().T)):
         losses, lse = operations.linear_cross_entropy(a, b, bias, target, IGNORED, 0.0)
-        gradients = operations.linear_cross_entropy_backward(
-            losses, a, b, bias, target, lse, IGNORED, 0.0, [True] * 3
-        )
+        gradients = operations.linear_cross_entropy_backward(losses, a, b, bias, target, lse, IGNORED, 0.0, [True] * 3)
         results.append((losses, lse, *gradients))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

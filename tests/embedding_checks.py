@@ -70,7 +70,12 @@ def _torchs(i: Inputs, mask: Tensor | float) -> Tensor:
 
 
 def check_embedding_layer_norm(
-    operations: Any, i: Inputs, dropout_p: float = 0.0, seed: Tensor | None = None, offset: int = 0, padding_idx: int = -1
+    operations: Any,
+    i: Inputs,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    offset: int = 0,
+    padding_idx: int = -1,
 ) -> None:
     """y, mean, rstd and every gradient against float64 with the same dropout mask."""
     random = (dropout_p, seed, offset)
@@ -97,7 +102,14 @@ def check_embedding_layer_norm(
     arguments = (*tables, mean, rstd, i.weight, *random, padding_idx)
     gradients = operations.embedding_layer_norm_backward(grad, *arguments, needs)
     exact = reference.embedding_layer_norm_backward(
-        grad.double(), *i.double().arguments[:6], mean.double(), rstd.double(), i.double().weight, *random, padding_idx, needs
+        grad.double(),
+        *i.double().arguments[:6],
+        mean.double(),
+        rstd.double(),
+        i.double().weight,
+        *random,
+        padding_idx,
+        needs,
     )
     own.backward(grad)
     names = ("word", "position", "token_type", "weight", "bias")

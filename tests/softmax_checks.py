@@ -29,7 +29,9 @@ MASKS = {
     "columns": lambda columns: torch.rand(3, 1, 1) > 0.5,
     "transposed": lambda columns: torch.rand(columns, 4).T > 0.3,
     "additive": lambda columns: torch.randn(3, 4, columns),
-    "additive-batch": lambda columns: torch.randn(2, 1, 4, columns).masked_fill(torch.rand(2, 1, 4, columns) > 0.7, -torch.inf),
+    "additive-batch": lambda columns: torch.randn(2, 1, 4, columns).masked_fill(
+        torch.rand(2, 1, 4, columns) > 0.7, -torch.inf
+    ),
 }
 
 
@@ -37,7 +39,9 @@ def random(*shape: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:
     return (torch.randn(*shape, dtype=torch.float64) * 3).to(dtype).to(device)
 
 
-def check_softmax(operations: Any, x: Tensor, mask: Tensor | None = None, scale: float = 0.5, causal: bool = False) -> None:
+def check_softmax(
+    operations: Any, x: Tensor, mask: Tensor | None = None, scale: float = 0.5, causal: bool = False
+) -> None:
     """y and dx against float64."""
     y = operations.softmax(x, mask, scale, causal)
     assert y.dtype == x.dtype and y.shape == x.shape and y.is_contiguous()
@@ -66,7 +70,7 @@ def check_masks(operations: Any, columns: int, dtype: torch.dtype, causal: bool,
     x = random(2, 3, 4, columns, dtype=dtype, device=device)
     for make in MASKS.values():
         mask = make(columns).to(device)
-        if not mask.dtype == torch.bool:
+        if mask.dtype != torch.bool:
             mask = mask.to(dtype)
         check_softmax(operations, x, mask, 0.5, causal)
 

@@ -251,6 +251,12 @@ CASES = [
         lambda z: TF.cross_entropy(z, LABELS.clamp_min(0), ignore_index=5, label_smoothing=0.2, reduction="none"),
     ),
     Case(
+        "cross_entropy-in-place",
+        _normal((6, 11)),
+        lambda z: F.cross_entropy(z * 2, LABELS, inplace_backward=True),
+        lambda z: TF.cross_entropy(z * 2, LABELS),
+    ),
+    Case(
         "linear_cross_entropy",
         _normal((6, 8), (11, 8), (11,)),
         lambda x, w, b: F.linear_cross_entropy(x, w, LABELS, b, reduction="sum", label_smoothing=0.1),
@@ -496,6 +502,32 @@ def test_the_padding_row_of_the_word_table_gets_no_gradient():
     F.embedding_layer_norm(IDS, word).square().sum().backward()
     assert not with_padding[0].any() and word.grad[0].any()
     assert torch.equal(with_padding[1:], word.grad[1:])
+
+
+def test_cross_entropy_in_place_overwrites_the_logits_and_nothing_reads_them_unnoticed():
+    z = torch.randn(6, 11, requires_grad=True)
+    logits = z * 2
+    memory = logits.data_ptr()
+    logits.retain_grad()
+    loss = F.cross_entropy(logits[:, 2:], LABELS.clamp_max(8), inplace_backward=True)
+    entropy = logits.square().sum()  # saves the logits for a backward pass of its own
+    loss.backward(retain_graph=True)
+    expected = torch.autograd.grad(TF.cross_entropy((z * 2)[:, 2:], LABELS.clamp_max(8)), z)[0]
+    torch.testing.assert_close(z.grad, expected)
+    torch.testing.assert_close(logits.detach()[:, 2:], expected[:, 2:] / 2)
+    assert logits.data_ptr() == memory
+    for again in (loss, entropy):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            again.backward()
+
+
+def test_cross_entropy_in_place_after_the_logits_changed():
+    logits = torch.randn(6, 11, requires_grad=True) * 2
+    loss = F.cross_entropy(logits, LABELS, inplace_backward=True)
+    with torch.no_grad():
+        logits.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_linear_cross_entropy_never_makes_all_logits(monkeypatch):

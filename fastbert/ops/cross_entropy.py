@@ -119,7 +119,9 @@ _linear_backward = register(
         " float label_smoothing, bool[3] needs) -> (Tensor dx, Tensor dweight, Tensor dbias)",
         reference.linear_cross_entropy_backward,
         _fake_linear_backward,
-        cuda=Implementation("Triton", "fastbert.kernels.linear_cross_entropy:linear_cross_entropy_backward", CUDA_DTYPES),
+        cuda=Implementation(
+            "Triton", "fastbert.kernels.linear_cross_entropy:linear_cross_entropy_backward", CUDA_DTYPES
+        ),
         dtype_argument=1,
     )
 )

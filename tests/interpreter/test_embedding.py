@@ -100,7 +100,11 @@ def test_table_without_rows():
 
 @pytest.mark.parametrize(
     ("random", "message"),
-    [((0.1, None, 0), "seed is None"), ((1.5, checks.seed_tensor(1), 0), "dropout_p is 1.5"), ((0.1, checks.seed_tensor(1), 3), "is 3")],
+    [
+        ((0.1, None, 0), "seed is None"),
+        ((1.5, checks.seed_tensor(1), 0), "dropout_p is 1.5"),
+        ((0.1, checks.seed_tensor(1), 3), "is 3"),
+    ],
     ids=["no-seed", "p-above-1", "offset-3"],
 )
 def test_bad_dropout(random, message):
