@@ -469,38 +469,37 @@ def aot_cases() -> Iterator[AotCase]:
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     widths = sorted({128, 384, 768} | _configs.row_tile_widths(*operations))
     for columns, (name, dtype), aligned in itertools.product(widths, dtypes.items(), (True, False)):
-        width, start = (columns, 0) if aligned else (columns - 1, 1)
-
-        def tensor(*shape: int, dtype: torch.dtype = dtype, start: int = start) -> Tensor:
-            return torch.empty(start + math.prod(shape), dtype=dtype, device="meta")[start:].view(shape)
-
-        def calls(width: int, tensor: Callable[..., Tensor]) -> dict[str, Callable[[], object]]:
-            ids = torch.empty(256, dtype=torch.int64, device="meta")
-            tables = (tensor(1000, width), tensor(512, width), tensor(2, width))
-            seed, parameter = tensor(1, dtype=torch.int64), tensor(width)
-            grad_y, statistics = tensor(256, width), torch.empty(256, dtype=torch.float32, device="meta")
-            found: dict[str, Callable[[], object]] = {
-                operations[0]: lambda: embedding_layer_norm(
-                    ids, ids, ids, *tables, parameter, parameter, 1e-12, 0.1, seed, 0, True
-                ),
-                operations[1]: lambda: embedding_layer_norm_backward(
-                    grad_y, ids, ids, ids, *tables, statistics, statistics, parameter, 0.1, seed, 0, 0, [True] * 5
-                ),
-            }
-            if columns == 768:  # what removes code is tried at one width
-                words = (ids, None, None, tables[0], None, None)
-                found[operations[0] + "-words"] = lambda: embedding_layer_norm(
-                    *words, None, None, 1e-12, 0.0, None, 0, False
-                )
-                found[operations[1] + "-words"] = lambda: embedding_layer_norm_backward(
-                    grad_y, *words, statistics, statistics, None, 0.0, None, 0, -1, [True] + [False] * 4
-                )
-            return found
-
-        for call_name, call in calls(width, tensor).items():
+        width = columns if aligned else columns - 1
+        for call_name, call in _aot_calls(width, dtype, aligned).items():
             operation, _, variant = call_name.partition("-")
+            if variant and columns != 768:  # what removes code is tried at one width
+                continue
             parts = [operation, f"w{width}", name, variant, "" if aligned else "unaligned"]
-            sample = (
-                columns == 768 and not variant and (dtype is torch.bfloat16) == aligned and dtype is not torch.float32
-            )
+            sample = columns == 768 and not variant and name == ("bf16" if aligned else "fp16")
             yield AotCase("-".join(filter(None, parts)), call, sample)
+
+
+def _aot_calls(width: int, dtype: torch.dtype, aligned: bool) -> dict[str, Callable[[], object]]:
+    rows, start = 256, 0 if aligned else 1
+
+    def tensor(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        # An unaligned tensor starts one element after an aligned one.
+        return torch.empty(start + math.prod(shape), dtype=dtype, device="meta")[start:].view(shape)
+
+    ids, seed = tensor(rows, dtype=torch.int64), tensor(1, dtype=torch.int64)
+    tables = (tensor(1000, width), tensor(512, width), tensor(2, width))
+    parameter, grad_y = tensor(width), tensor(rows, width)
+    statistics = torch.empty(rows, dtype=torch.float32, device="meta")
+    everything, words = (ids, ids, ids, *tables), (ids, None, None, tables[0], None, None)
+    return {
+        "embedding_layer_norm": lambda: embedding_layer_norm(
+            *everything, parameter, parameter, 1e-12, 0.1, seed, 0, True
+        ),
+        "embedding_layer_norm-words": lambda: embedding_layer_norm(*words, None, None, 1e-12, 0.0, None, 0, False),
+        "embedding_layer_norm_backward": lambda: embedding_layer_norm_backward(
+            grad_y, *everything, statistics, statistics, parameter, 0.1, seed, 0, 0, [True] * 5
+        ),
+        "embedding_layer_norm_backward-words": lambda: embedding_layer_norm_backward(
+            grad_y, *words, statistics, statistics, None, 0.0, None, 0, -1, [True] + [False] * 4
+        ),
+    }

@@ -380,7 +380,7 @@ def _dweight_kernel(
             h = hidden_block * BLOCK_N + tl.arange(0, BLOCK_N)
             pointers = dweight + class_.to(tl.int64)[:, None] * hidden + h[None, :]
             in_bounds = in_classes[:, None] & (h < hidden)[None, :]
-            if FIRST:
+            if FIRST:  # noqa: SIM108 (a branch that goes away at compile time)
                 sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             else:
                 sums = tl.load(pointers, mask=in_bounds, other=0.0)

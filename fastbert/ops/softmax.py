@@ -59,9 +59,9 @@ class _Softmax(torch.autograd.Function):
             return dx, None, None, None
         # With scale 1 the logits' gradient is dx itself.
         d_logits = dx if dx is not None and ctx.scale == 1.0 else _backward(grad_y, y, 1.0)
-        d_mask = d_logits.sum_to_size(ctx.mask_shape).to(ctx.mask_dtype)
-        if d_mask is dx:
-            d_mask = d_mask.clone()  # two inputs' gradients must not share memory
+        # The gradients of two inputs must not share memory, as they would where nothing is summed.
+        shared = d_logits is dx and ctx.mask_shape == y.shape
+        d_mask = d_logits.sum_to_size(ctx.mask_shape).to(ctx.mask_dtype, copy=shared)
         return dx, d_mask, None, None
 
 
