@@ -23,7 +23,7 @@ def test_triton_answers():
 
 @dtypes
 @pytest.mark.parametrize("width", [*checks.WIDTHS, 768, 1024, 4096, checks.WIDE, 65536])
-@pytest.mark.parametrize("tokens", [0, 1, 37, 1000])
+@pytest.mark.parametrize("tokens", [*checks.TOKENS, 1000])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 def test_embedding_layer_norm(tokens, width, dropout_p, dtype):
     seed = checks.seed_tensor(-5, CUDA) if dropout_p else None
