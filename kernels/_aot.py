@@ -35,6 +35,7 @@ from fastbert.kernels import (
     embedding,
     layer_norm,
     linear_cross_entropy,
+    linear_cross_entropy_backward,
     softmax,
 )
 from fastbert.kernels._launch import INTERPRETED, AotCase, Device, Launch, recorded_launches
@@ -48,6 +49,7 @@ MODULES = (
     softmax,
     cross_entropy,
     linear_cross_entropy,
+    linear_cross_entropy_backward,
     embedding,
 )
 

@@ -120,7 +120,7 @@ _linear_backward = register(
         reference.linear_cross_entropy_backward,
         _fake_linear_backward,
         cuda=Implementation(
-            "Triton", "fastbert.kernels.linear_cross_entropy:linear_cross_entropy_backward", CUDA_DTYPES
+            "Triton", "fastbert.kernels.linear_cross_entropy_backward:linear_cross_entropy_backward", CUDA_DTYPES
         ),
         dtype_argument=1,
     )
@@ -212,9 +212,9 @@ def _check_target(
 
 
 def _check_in_place(function: str, input: Tensor, logits: Tensor) -> None:
-    if input.is_leaf:
+    if (input if input._base is None else input._base).is_leaf:
         raise ValueError(
-            f"{function}: inplace_backward is True and input is a leaf, so its gradient would share its memory; "
+            f"{function}: inplace_backward is True and input is a leaf or a view of one, whose gradient would share its memory; "
             "it takes the result of an operation. Use inplace_backward=False"
         )
     rows, classes = logits.shape
@@ -260,8 +260,8 @@ def cross_entropy(
         NotImplementedError: weight, size_average or reduce is given.
         RuntimeError: from backward, where inplace_backward has already overwritten the logits.
         TypeError: dtypes do not fit.
-        ValueError: shapes, devices, reduction or label_smoothing do not fit; or inplace_backward with an input that no
-            operation made (its gradient would share its memory) or whose elements lie apart or overlap in a row.
+        ValueError: shapes, devices, reduction or label_smoothing do not fit; or inplace_backward with an input that is a
+            leaf or a view of one (its gradient would share its memory), or whose elements lie apart or overlap in a row.
     """
     function = "cross_entropy"
     if weight is not None or size_average is not None or reduce is not None:

@@ -5,12 +5,14 @@ import types
 import pytest
 import torch
 
-from fastbert.kernels import _configs, cross_entropy, linear_cross_entropy
+from fastbert.kernels import _configs, _launch, cross_entropy, linear_cross_entropy, linear_cross_entropy_backward
 from tests import cross_entropy_checks as checks
 
 pytestmark = pytest.mark.interpreter
 
-kernels = types.SimpleNamespace(**(vars(cross_entropy) | vars(linear_cross_entropy)))
+kernels = types.SimpleNamespace(
+    **(vars(cross_entropy) | vars(linear_cross_entropy) | vars(linear_cross_entropy_backward))
+)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 smoothings = pytest.mark.parametrize("smoothing", [0.0, 0.1], ids=["plain", "smoothed"])
@@ -76,13 +78,13 @@ def test_many_classes():
 
 
 def test_labels_fill_several_chunks():
-    tile = _configs.product_tile("d_logits", linear_cross_entropy.device_of(torch.empty(0)), 4, 64)
+    tile = _configs.product_tile("d_logits", _launch.device_of(torch.empty(0)), 4, 64)
     assert 2 * _configs.chunk_slots(150, tile) < 150 * 0.6
 
 
 def test_chunks_stay_below_a_tenth_of_the_logits():
-    rows, hidden, classes, device = 16384, 768, 30522, linear_cross_entropy.Device("sm_90", "cuda", 132)
-    used = linear_cross_entropy.backward_workspace(rows, hidden, classes, device, element_size=2)
+    rows, hidden, classes, device = 16384, 768, 30522, _launch.Device("sm_90", "cuda", 132)
+    used = linear_cross_entropy_backward.backward_workspace(rows, hidden, classes, device, element_size=2)
     assert used < 0.1 * rows * classes * 2
 
 
