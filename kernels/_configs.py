@@ -240,7 +240,8 @@ class ProductTile:
 #: stages of 64 are 144 KiB of shared memory, one program a multiprocessor. The running sums of the forward pass leave no
 #: registers for that, nor do masks of columns, nor adding to dweight: 128 x 128; rows that no 16-byte access can read: less.
 #: 32 bits: true float32 products have no tensor cores, and their operands are registers: what does not spill is small.
-#: "hip": 64 KiB of shared memory a compute unit, so no stages.
+#: "hip": 64 KiB of shared memory a compute unit, so no stages. What d_logits writes is zero up to its block_m, which therefore
+#: is a multiple of dx's block_m and of dweight's block_k.
 _WIDE = ProductTile(block_m=128, block_n=256, block_k=64, num_warps=8, num_stages=3)
 _SQUARE = ProductTile(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3)
 _UNEVEN = ProductTile(block_m=64, block_n=64, block_k=32, num_warps=4, programs_per_processor=2)
@@ -255,8 +256,11 @@ _PRODUCT_TILES: dict[tuple[str, str, int], tuple[tuple[int, ProductTile], ...]] 
     ("dx", "cuda", 4): ((1, _FLOAT32),),
     ("dweight", "cuda", 4): ((1, _FLOAT32),),
 }  # (kernel, family, bytes of an element) -> (what the width of x is a multiple of, tile), the first that fits
-for _kernel, _size in itertools.product(("forward", "d_logits", "dx", "dweight"), (2, 4)):
-    _PRODUCT_TILES[_kernel, "hip", _size] = ((1, replace(_UNEVEN if _size == 2 else _FLOAT32, num_warps=4)),)
+_PRODUCT_TILES |= {
+    (kernel, "hip", size): ((1, tile),)
+    for kernel in ("forward", "d_logits", "dx", "dweight")
+    for size, tile in ((2, _UNEVEN), (4, _FLOAT32))
+}
 #: Small, so that a few dozen rows and classes are several tiles and chunks.
 _INTERPRETER_TILE = ProductTile(block_m=16, block_n=64, block_k=16, num_warps=4, least_slots=32)
 

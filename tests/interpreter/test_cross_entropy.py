@@ -1,5 +1,6 @@
 """The Triton kernels of the losses in Triton's interpreter: every launcher on CPU tensors, against float64."""
 
+import itertools
 import types
 
 import pytest
@@ -80,6 +81,15 @@ def test_many_classes():
 def test_labels_fill_several_chunks():
     tile = _configs.product_tile("d_logits", _launch.device_of(torch.empty(0)), 4, 64)
     assert 2 * _configs.chunk_slots(150, tile) < 150 * 0.6
+
+
+@pytest.mark.parametrize("family", ["cuda", "hip", "interpreter"])
+def test_tiles_read_only_what_d_logits_wrote(family):
+    architecture = family if family == "interpreter" else "none"
+    device = _launch.Device(architecture, "cuda" if family == "interpreter" else family, 132)
+    for hidden, size in itertools.product((1, 64, 128, 192, 256, 384, 767, 768), (2, 4)):
+        written, dx, dweight = (_configs.product_tile(k, device, size, hidden) for k in ("d_logits", "dx", "dweight"))
+        assert written.block_m % dx.block_m == written.block_m % dweight.block_k == 0, (hidden, size)
 
 
 def test_chunks_stay_below_a_tenth_of_the_logits():
