@@ -96,7 +96,8 @@ _ROW_TILES: dict[tuple[str, str], tuple[RowTile, ...]] = {
 
 # softmax, "cuda": one reading and one writing of a row, as layer_norm, so its shape; a mask adds a reading and no sums, and
 # its backward two readings. Embeddings: three gathered rows are three tensors read, as add_layer_norm's two and its bias;
-# backward grad_y is a fourth, and the sums of dweight and dbias are its too.
+# backward grad_y is a fourth, and the sums of dweight and dbias are its too. Sixteen narrow unaligned rows a tile, each with
+# three places of its own, would spill: half as many.
 _ROW_TILES |= {
     (operation, family): _ROW_TILES[like, family]
     for family in ("cuda", "hip")
@@ -107,6 +108,10 @@ _ROW_TILES |= {
         ("embedding_layer_norm_backward", "add_layer_norm_backward"),
     )
 }
+_ROW_TILES["embedding_layer_norm_backward", "cuda"] = (
+    RowTile(max_width=256, tile=1024, num_warps=4, num_stages=2),
+    *_ROW_TILES["embedding_layer_norm_backward", "cuda"],
+)
 
 #: Programs of a grid-stride loop for each multiprocessor: two, as the registers above allow; more only lengthen the
 #: second reduction, which reads one row of partial sums a program.
