@@ -27,11 +27,31 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastbert.kernels import attention, attention_backward, attention_decode, layer_norm
+from fastbert.kernels import (
+    attention,
+    attention_backward,
+    attention_decode,
+    cross_entropy,
+    embedding,
+    layer_norm,
+    linear_cross_entropy,
+    linear_cross_entropy_backward,
+    softmax,
+)
 from fastbert.kernels._launch import INTERPRETED, AotCase, Device, Launch, recorded_launches
 
 #: Every kernel module; each has `aot_cases()`.
-MODULES = (layer_norm, attention, attention_backward, attention_decode)
+MODULES = (
+    layer_norm,
+    attention,
+    attention_backward,
+    attention_decode,
+    softmax,
+    cross_entropy,
+    linear_cross_entropy,
+    linear_cross_entropy_backward,
+    embedding,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -527,7 +527,8 @@ def _dense(parameter: Tensor | None) -> Tensor | None:
 
 def aot_cases() -> Iterator[AotCase]:
     """What is compiled ahead of time: every line of the tables, usual widths, each dtype and alignment."""
-    for width in sorted({64, 128, 384, 768} | _configs.row_tile_widths()):
+    operations = [norm + way for norm in ("layer_norm", "add_layer_norm") for way in ("", "_backward")]
+    for width in sorted({64, 128, 384, 768} | _configs.row_tile_widths(*operations)):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             for aligned in (True, False):
                 yield from _aot_cases(width if aligned else width - 1, dtype, aligned)

@@ -168,6 +168,8 @@ def _softmax(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
     x = torch.randn(2, 3, 5, dtype=dtype)
     yield "plain", (x, None, 1.0, False)
     yield "masks", (x, torch.rand(2, 1, 5) > 0.5, 0.7, True)
+    yield "strided", (torch.randn(3, 5, 2, dtype=dtype).mT, torch.randn(3, 1, 1, dtype=dtype), 0.7, False)
+    yield "no-rows", (x[:0], None, 1.0, False)
 
 
 def _softmax_backward(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
@@ -192,6 +194,8 @@ def _embedding_backward(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
     y, mean, rstd = reference.embedding_layer_norm(*inputs, w, None, 1e-12, 0.0, None, 0, True)
     yield "all", (torch.randn_like(y), *inputs, mean, rstd, w, 0.1, seed(), 0, 0, [True] * 5)
     yield "words", (torch.randn_like(y), *inputs, mean, rstd, w, 0.0, None, 0, -1, [True] + [False] * 4)
+    none = (inputs[0][:0], None, None, inputs[3], None, None)
+    yield "no-rows", (torch.randn_like(y)[:0], *none, mean[:0], rstd[:0], w, 0.0, None, 0, 0, [True] * 5)
 
 
 _LABELS = torch.tensor([3, -100, 0, 10, 5])
@@ -205,6 +209,12 @@ def _cross_entropy_backward(dtype: torch.dtype) -> Iterator[tuple[str, Arguments
     z = torch.randn(5, 11, dtype=dtype)
     losses, lse = reference.cross_entropy(z, _LABELS, -100, 0.1)
     yield "smoothed", (torch.randn_like(losses), z, _LABELS, lse, -100, 0.1)
+
+
+def _cross_entropy_backward_in_place(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
+    z = torch.randn(5, 14, dtype=dtype)[:, :11]
+    losses, lse = reference.cross_entropy(z, _LABELS, -100, 0.1)
+    yield "rows-apart", (torch.randn_like(losses), z, _LABELS, lse, -100, 0.1)
 
 
 def _linear_cross_entropy(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
@@ -246,6 +256,7 @@ SAMPLES: dict[str, Callable[[torch.dtype], Iterator[tuple[str, Arguments]]]] = {
     "embedding_layer_norm_backward": _embedding_backward,
     "cross_entropy": _cross_entropy,
     "cross_entropy_backward": _cross_entropy_backward,
+    "cross_entropy_backward_": _cross_entropy_backward_in_place,
     "linear_cross_entropy": _linear_cross_entropy,
     "linear_cross_entropy_backward": _linear_cross_entropy_backward,
     "rotary": _rotary,

@@ -61,6 +61,20 @@ def test_every_kind_of_kernel_is_in_the_sample(sample):
             ("attention_backward", "sum_splits_kernel"),
             ("attention_decode", "decode_kernel"),
             ("attention_decode", "combine_kernel"),
+            ("softmax", "forward_kernel"),
+            ("softmax_backward", "backward_kernel"),
+            ("cross_entropy", "forward_kernel"),
+            ("cross_entropy_backward", "backward_kernel"),
+            ("linear_cross_entropy", "list_labelled_kernel"),
+            ("linear_cross_entropy", "forward_kernel"),
+            ("linear_cross_entropy", "combine_kernel"),
+            ("linear_cross_entropy_backward", "d_logits_kernel"),
+            ("linear_cross_entropy_backward", "dx_kernel"),
+            ("linear_cross_entropy_backward", "dweight_kernel"),
+            ("embedding_layer_norm", "forward_kernel"),
+            ("embedding_layer_norm_backward", "backward_kernel"),
+            ("embedding_layer_norm_backward", "chunk_sums_kernel"),
+            ("embedding_layer_norm_backward", "segment_sums_kernel"),
         }
 
 

@@ -8,7 +8,7 @@ import torch
 from fastbert import MissingBackendWarning
 from fastbert.bench import text
 from fastbert.bench.cases import CaseUnavailable, Settings, all_cases, select
-from fastbert.bench.suites import attention
+from fastbert.bench.suites import attention, losses
 
 CASES = {case.name: case for case in all_cases()}
 OPS = [name for name, case in CASES.items() if case.suite == "ops" and "16384" not in name]
@@ -25,6 +25,26 @@ def test_contenders_of_an_operation_are_right(name):
     for contender, check in checks.items():
         assert check.passed, (contender, check)
     assert sum(check.error is not None for check in checks.values()) >= 2
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize(("operation", "name"), losses._PROBLEMS, ids="-".join)
+def test_training_sizes_are_right_where_they_are_small(operation, name, backward, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: function)  # what it makes is torch's to test
+    sizes = losses.Sizes(tokens=64, seq=16, heads=2, hidden=24, vocabulary=50, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MissingBackendWarning)
+        prepared = losses.prepare(operation, losses._PROBLEMS[operation, name], backward, Settings(), sizes)
+        checks = prepared.check()
+    assert all(check.passed and check.error is not None for check in checks.values()), checks
+
+
+def test_floors_on_an_h200():
+    """The figures that the goals were written with: 16384 tokens of BERT-base, bfloat16."""
+    logits = 16384 * 30522 * 2
+    assert losses.floor_seconds(logits, 0) == pytest.approx(233e-6, rel=0.01)
+    product = 2 * 16384 * 768 * 30522
+    assert losses.floor_seconds(0, product) == pytest.approx(972e-6, rel=0.01)
 
 
 def test_contenders_of_the_model_are_right(tmp_path):

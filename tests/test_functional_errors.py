@@ -163,6 +163,23 @@ BAD = {
         "'average'",
         lambda: F.cross_entropy(X, torch.tensor([0, 1, 1, 1]), reduction="average"),
     ),
+    "cross_entropy-in-place-leaf": (
+        ValueError,
+        "input is a leaf",
+        lambda: F.cross_entropy(X.clone().requires_grad_(), torch.tensor([0, 1, 1, 1]), inplace_backward=True),
+    ),
+    "cross_entropy-in-place-view-of-a-leaf": (
+        ValueError,
+        "a view of one",
+        lambda: F.cross_entropy(X.clone().requires_grad_()[:, 1:], torch.tensor([0, 1, 1, 1]), inplace_backward=True),
+    ),
+    "cross_entropy-in-place-strides": (
+        ValueError,
+        "the rows must lie apart",
+        lambda: F.cross_entropy(
+            (X[:1].clone().requires_grad_() * 2).expand(4, 8), torch.tensor([0, 1, 1, 1]), inplace_backward=True
+        ),
+    ),
     "cross_entropy-rows": (ValueError, r"target has shape \[3\]", lambda: F.cross_entropy(X, torch.tensor([0, 1, 1]))),
     "linear_cross_entropy-shape": (
         ValueError,

@@ -498,6 +498,42 @@ def test_the_padding_row_of_the_word_table_gets_no_gradient():
     assert torch.equal(with_padding[1:], word.grad[1:])
 
 
+def test_cross_entropy_in_place_overwrites_the_logits_and_nothing_reads_them_unnoticed():
+    z = torch.randn(6, 11, requires_grad=True)
+    logits = z * 2
+    memory = logits.data_ptr()
+    logits.retain_grad()
+    loss = F.cross_entropy(logits[:, 2:], LABELS.clamp_max(8), inplace_backward=True)
+    entropy = logits.square().sum()  # saves the logits for a backward pass of its own
+    loss.backward(retain_graph=True)
+    expected = torch.autograd.grad(TF.cross_entropy((z * 2)[:, 2:], LABELS.clamp_max(8)), z)[0]
+    torch.testing.assert_close(z.grad, expected)
+    torch.testing.assert_close(logits.detach()[:, 2:], expected[:, 2:] / 2)
+    assert logits.data_ptr() == memory
+    for again in (loss, entropy):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            again.backward()
+
+
+def test_cross_entropy_in_place_in_a_compiled_graph():
+    def loss(z):
+        return F.cross_entropy(z * 2, LABELS, inplace_backward=True)
+
+    z = torch.randn(6, 11)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for a, b in zip(_run(compiled, [z]), _run(loss, [z]), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_cross_entropy_in_place_after_the_logits_changed():
+    logits = torch.randn(6, 11, requires_grad=True) * 2
+    loss = F.cross_entropy(logits, LABELS, inplace_backward=True)
+    with torch.no_grad():
+        logits.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_linear_cross_entropy_never_makes_all_logits(monkeypatch):
     from fastbert.reference import losses
 

@@ -56,7 +56,7 @@ def test_every_implementation_matches_the_reference_in_float64(dtype):
 
 
 def as_tuple(results):
-    return (results,) if isinstance(results, torch.Tensor) else results
+    return (results,) if isinstance(results, torch.Tensor) else results or ()
 
 
 def _widened(argument, dtype):

@@ -88,7 +88,7 @@ class Case:
     quick: bool = False  # belongs to --quick
     budget_seconds: float = 1.0
     quick_budget_seconds: float = 0.35
-    cuda_only: bool = False  # left out of "all" on other devices
+    cuda_only: bool = False  # left out on other devices
 
 
 SUITES = {
@@ -104,9 +104,9 @@ class UnknownSelection(ValueError):
 
 def all_cases() -> list[Case]:
     """The register, in the order of the tables."""
-    from fastbert.bench.suites import attention, end_to_end, norms, operations
+    from fastbert.bench.suites import attention, end_to_end, losses, norms, operations
 
-    cases = [*norms.cases(), *operations.cases(), *attention.cases(), *end_to_end.cases()]
+    cases = [*norms.cases(), *operations.cases(), *losses.cases(), *attention.cases(), *end_to_end.cases()]
     names = [case.name for case in cases]
     duplicates = {name for name in names if names.count(name) > 1}
     if duplicates:
@@ -119,7 +119,7 @@ def select(
 ) -> list[Case]:
     """The cases of a suite whose name contains `case`; with `quick` and no `case` only the quick ones.
 
-    Cases for CUDA alone are left out on another device, unless their suite or one of them is asked for by name.
+    Cases for CUDA alone are left out on another device, unless their suite has no others or one is asked for by name.
     """
     if suite != "all" and suite not in SUITES:
         raise UnknownSelection(f"unknown suite '{suite}': choose from {', '.join(SUITES)}, all")
@@ -130,8 +130,8 @@ def select(
             where = "" if suite == "all" else f" in suite {suite}"
             raise UnknownSelection(f"no case{where} contains '{case}': fastbert bench --list names them all")
         return matching
-    if suite == "all" and not device.startswith("cuda"):
-        chosen = [each for each in chosen if not each.cuda_only]
+    if not device.startswith("cuda"):
+        chosen = [each for each in chosen if not each.cuda_only] or chosen
     return [each for each in chosen if each.quick] if quick else chosen
 
 

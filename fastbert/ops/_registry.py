@@ -127,6 +127,8 @@ def _choosing(operation: Operation, implementation: Implementation | None) -> Ca
     def run_reference(*arguments: Any) -> Any:
         with torch.no_grad():
             results = operation.reference(*arguments)
+        if results is None:  # an operator that writes into its argument
+            return None
         # The kernels return contiguous tensors; elementwise PyTorch keeps its input's strides.
         return results.contiguous() if isinstance(results, Tensor) else tuple(r.contiguous() for r in results)
 

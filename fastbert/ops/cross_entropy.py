@@ -18,7 +18,7 @@ from fastbert.ops._common import (
     or_none,
     wants_grad,
 )
-from fastbert.ops._registry import Operation, register
+from fastbert.ops._registry import CUDA_DTYPES, Implementation, Operation, register
 from fastbert.reference import wide_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -77,6 +77,7 @@ _forward = register(
         "(Tensor logits, Tensor target, int ignore_index, float label_smoothing) -> (Tensor losses, Tensor lse)",
         reference.cross_entropy,
         _fake,
+        cuda=Implementation("Triton", "fastbert.kernels.cross_entropy:cross_entropy", CUDA_DTYPES),
         check_values=_check_values,
     )
 )
@@ -86,6 +87,17 @@ _backward = register(
         "(Tensor grad_losses, Tensor logits, Tensor target, Tensor lse, int ignore_index, float label_smoothing) -> Tensor",
         reference.cross_entropy_backward,
         _fake_backward,
+        cuda=Implementation("Triton", "fastbert.kernels.cross_entropy:cross_entropy_backward", CUDA_DTYPES),
+        dtype_argument=1,
+    )
+)
+_backward_in_place = register(
+    Operation(
+        "cross_entropy_backward_",
+        "(Tensor grad_losses, Tensor(a!) logits, Tensor target, Tensor lse, int ignore_index, float label_smoothing) -> ()",
+        reference.cross_entropy_backward_,
+        lambda *_: None,
+        cuda=Implementation("Triton", "fastbert.kernels.cross_entropy:cross_entropy_backward_", CUDA_DTYPES),
         dtype_argument=1,
     )
 )
@@ -96,6 +108,7 @@ _linear_forward = register(
         " -> (Tensor losses, Tensor lse)",
         reference.linear_cross_entropy,
         _fake_linear,
+        cuda=Implementation("Triton", "fastbert.kernels.linear_cross_entropy:linear_cross_entropy", CUDA_DTYPES),
         check_values=_check_linear_values,
     )
 )
@@ -106,6 +119,9 @@ _linear_backward = register(
         " float label_smoothing, bool[3] needs) -> (Tensor dx, Tensor dweight, Tensor dbias)",
         reference.linear_cross_entropy_backward,
         _fake_linear_backward,
+        cuda=Implementation(
+            "Triton", "fastbert.kernels.linear_cross_entropy_backward:linear_cross_entropy_backward", CUDA_DTYPES
+        ),
         dtype_argument=1,
     )
 )
@@ -113,17 +129,27 @@ _linear_backward = register(
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float, inplace_backward: bool
+    ) -> Tensor:
         losses, lse = _forward(logits, target, ignore_index, label_smoothing)
         ctx.save_for_backward(logits, target, lse)
         ctx.numbers = (ignore_index, label_smoothing)
+        ctx.inplace_backward = inplace_backward
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
+        # Raises where the logits were written since: by a user, or by an earlier backward pass in place.
         logits, target, lse = ctx.saved_tensors
-        return _backward(grad_losses, logits, target, lse, *ctx.numbers), None, None, None
+        if not ctx.inplace_backward:
+            return _backward(grad_losses, logits, target, lse, *ctx.numbers), None, None, None, None
+        d_logits = logits.detach()  # the same memory, without history
+        _backward_in_place(grad_losses, d_logits, target, lse, *ctx.numbers)
+        # Whoever saved the logits for a backward pass of its own now raises instead of reading a gradient.
+        torch.autograd.graph.increment_version(logits)
+        return d_logits, None, None, None, None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -185,6 +211,20 @@ def _check_target(
     check_device(function, "input", rows, target=target)
 
 
+def _check_in_place(function: str, input: Tensor, logits: Tensor) -> None:
+    if (input if input._base is None else input._base).is_leaf:
+        raise ValueError(
+            f"{function}: inplace_backward is True and input is a leaf or a view of one, whose gradient would share its memory; "
+            "it takes the result of an operation. Use inplace_backward=False"
+        )
+    rows, classes = logits.shape
+    if (classes > 1 and logits.stride(1) != 1) or (rows > 1 and logits.stride(0) < classes):
+        raise ValueError(
+            f"{function}: inplace_backward is True and input has strides {input.stride()}; the rows must lie apart and their "
+            "columns side by side. Use input.contiguous() or inplace_backward=False"
+        )
+
+
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -194,6 +234,8 @@ def cross_entropy(
     reduce: bool | None = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    *,
+    inplace_backward: bool = False,
 ) -> Tensor:
     """Cross-entropy with class indices, as ``torch.nn.functional.cross_entropy``; losses are float32 also for half logits.
 
@@ -205,6 +247,10 @@ def cross_entropy(
         ignore_index: rows with this target have loss 0, gradient 0, and do not count in the mean.
         reduction: "mean" over the rows that count, "sum", or "none".
         label_smoothing: in [0, 1].
+        inplace_backward: the backward pass writes the gradient over input, which saves as much memory as input takes. After
+            it input and its views hold the gradient. Autograd then raises where it still needs the logits: in a second backward
+            pass, or in that of another operation that saved them. Plain reads cannot be told apart: read before. Ignored
+            in a graph of torch.compile, which plans its own memory.
 
     Returns:
         A scalar, or [rows] without reduction; float32 (float64 for float64).
@@ -212,8 +258,10 @@ def cross_entropy(
     Raises:
         IndexError: a target is outside the classes (looked at on CPU, and under ``fastbert.debug()`` elsewhere).
         NotImplementedError: weight, size_average or reduce is given.
+        RuntimeError: from backward, where inplace_backward has already overwritten the logits.
         TypeError: dtypes do not fit.
-        ValueError: shapes, devices, reduction or label_smoothing do not fit.
+        ValueError: shapes, devices, reduction or label_smoothing do not fit; or inplace_backward with an input that is a
+            leaf or a view of one (its gradient would share its memory), or whose elements lie apart or overlap in a row.
     """
     function = "cross_entropy"
     if weight is not None or size_average is not None or reduce is not None:
@@ -229,7 +277,10 @@ def cross_entropy(
     _check_target(function, input, target, input.shape[-1], reduction, label_smoothing)
     logits, labels = (input, target) if input.dim() == 2 else (input.unsqueeze(0), target.reshape(1))
     if wants_grad(logits):
-        losses = _CrossEntropy.apply(logits, labels, ignore_index, label_smoothing)
+        in_place = inplace_backward and not torch.compiler.is_compiling()
+        if in_place:
+            _check_in_place(function, input, logits)
+        losses = _CrossEntropy.apply(logits, labels, ignore_index, label_smoothing, in_place)
     else:
         losses = _forward(logits, labels, ignore_index, label_smoothing)[0]
     losses = losses if input.dim() == 2 else losses.squeeze(0)

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from fastbert import reference
 from fastbert.ops._common import check_device, check_floating, check_tensor, wants_grad
-from fastbert.ops._registry import Operation, register
+from fastbert.ops._registry import CUDA_DTYPES, Implementation, Operation, register
 
 
 def _fake(x: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
@@ -20,7 +20,13 @@ def _fake_backward(grad_y: Tensor, y: Tensor, scale: float) -> Tensor:
 
 
 _forward = register(
-    Operation("softmax", "(Tensor x, Tensor? mask, float scale, bool causal) -> Tensor", reference.softmax, _fake)
+    Operation(
+        "softmax",
+        "(Tensor x, Tensor? mask, float scale, bool causal) -> Tensor",
+        reference.softmax,
+        _fake,
+        cuda=Implementation("Triton", "fastbert.kernels.softmax:softmax", CUDA_DTYPES),
+    )
 )
 _backward = register(
     Operation(
@@ -28,6 +34,7 @@ _backward = register(
         "(Tensor grad_y, Tensor y, float scale) -> Tensor",
         reference.softmax_backward,
         _fake_backward,
+        cuda=Implementation("Triton", "fastbert.kernels.softmax:softmax_backward", CUDA_DTYPES),
     )
 )
 
@@ -46,10 +53,15 @@ class _Softmax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         (y,) = ctx.saved_tensors
-        dx = _backward(grad_y, y, ctx.scale) if ctx.needs_input_grad[0] else None
-        d_mask = None
-        if ctx.needs_input_grad[1]:
-            d_mask = _backward(grad_y, y, 1.0).sum_to_size(ctx.mask_shape).to(ctx.mask_dtype)
+        needs_dx, needs_d_mask, *_ = ctx.needs_input_grad
+        dx = _backward(grad_y, y, ctx.scale) if needs_dx else None
+        if not needs_d_mask:
+            return dx, None, None, None
+        # With scale 1 the logits' gradient is dx itself.
+        d_logits = dx if dx is not None and ctx.scale == 1.0 else _backward(grad_y, y, 1.0)
+        # The gradients of two inputs must not share memory, as they would where nothing is summed.
+        shared = d_logits is dx and ctx.mask_shape == y.shape
+        d_mask = d_logits.sum_to_size(ctx.mask_shape).to(ctx.mask_dtype, copy=shared)
         return dx, d_mask, None, None
 
 

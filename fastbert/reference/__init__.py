@@ -29,6 +29,7 @@ from fastbert.reference.linear import linear_act, linear_act_backward, linear_re
 from fastbert.reference.losses import (
     cross_entropy,
     cross_entropy_backward,
+    cross_entropy_backward_,
     linear_cross_entropy,
     linear_cross_entropy_backward,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "bias_gelu_backward",
     "cross_entropy",
     "cross_entropy_backward",
+    "cross_entropy_backward_",
     "dropout_mask",
     "embedding_layer_norm",
     "embedding_layer_norm_backward",

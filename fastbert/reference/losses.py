@@ -15,7 +15,7 @@ def cross_entropy(
     ignore_index: int,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:
-    """losses [rows] and log-sum-exp [rows], both wide; a row whose target is ignore_index has loss 0."""
+    """losses [rows] and log-sum-exp [rows], both wide, and both 0 in a row whose target is ignore_index."""
     logits = widen(logits)
     lse = torch.logsumexp(logits, -1)
     ignored = target == ignore_index
@@ -23,7 +23,7 @@ def cross_entropy(
     losses = lse - (1.0 - label_smoothing) * picked
     if label_smoothing > 0.0:
         losses = losses - label_smoothing * logits.mean(-1)
-    return losses.masked_fill(ignored, 0.0), lse
+    return losses.masked_fill(ignored, 0.0), lse.masked_fill(ignored, 0.0)
 
 
 def cross_entropy_backward(
@@ -40,6 +40,18 @@ def cross_entropy_backward(
     labels = target.unsqueeze(-1).masked_fill(ignored, 0)
     d = d.scatter_add(-1, labels, torch.full_like(d[:, :1], label_smoothing - 1.0))
     return (d * grad_losses.unsqueeze(-1)).masked_fill(ignored, 0.0).to(logits.dtype)
+
+
+def cross_entropy_backward_(
+    grad_losses: Tensor,  # wide [rows]
+    logits: Tensor,  # [rows, classes], overwritten by dlogits
+    target: Tensor,  # int64 [rows]
+    lse: Tensor,  # wide [rows]
+    ignore_index: int,
+    label_smoothing: float,
+) -> None:
+    """cross_entropy_backward into the logits' own memory."""
+    logits.copy_(cross_entropy_backward(grad_losses, logits, target, lse, ignore_index, label_smoothing))
 
 
 def _chunks_with_labels(target: Tensor, classes: int, ignore_index: int) -> list[Tensor]:
