@@ -114,6 +114,8 @@ class ElementTile:
     num_stages: int = 1  # as RowTile's
 
 
+#: The widest head that the rotary kernel takes: a program holds whole ones.
+MAX_ROTARY_HEAD_DIM = 1024
 #: Columns of a block: a divisor of the widths of feed-forward layers, so that few lanes idle.
 MAX_ELEMENT_BLOCK = 1024
 #: 16 elements of each tensor a thread, or 32 where only one is read: then the instructions that find addresses and masks are few
@@ -131,6 +133,8 @@ _ELEMENT_TILES: dict[tuple[str, str], ElementTile] = {
     ("gated_act", "hip"): ElementTile(tile=2048, num_warps=2),
     ("gated_act_backward", "cuda"): ElementTile(tile=2048, num_warps=4),
     ("gated_act_backward", "hip"): ElementTile(tile=2048, num_warps=2),
+    ("rotary", "cuda"): ElementTile(tile=2048, num_warps=4),
+    ("rotary", "hip"): ElementTile(tile=2048, num_warps=2),
 }  # (operation, architecture or family)
 
 
