@@ -93,12 +93,17 @@ _ROW_TILES: dict[tuple[str, str], tuple[RowTile, ...]] = {
         RowTile(max_width=MAX_WIDTH, tile=2048, num_warps=4),
     ),
 }  # (operation, architecture or family) -> lines in order of max_width
-# rms_norm does layer_norm's work on the same bytes, with fewer registers.
+# rms_norm does layer_norm's work on the same bytes, with fewer registers; but for rows in blocks of columns ptxas then aims at 80,
+# and spills 8 bytes of float32, unless the block is narrower.
 _ROW_TILES |= {
     (operation.replace("layer_norm", "rms_norm"), family): _ROW_TILES[operation, family]
     for operation in ("layer_norm", "layer_norm_backward")
     for family in ("cuda", "hip")
 }
+_ROW_TILES["rms_norm_backward", "cuda"] = (
+    RowTile(max_width=4096, tile=4096, num_warps=8, num_stages=2),
+    RowTile(max_width=MAX_WIDTH, tile=2048, num_warps=8, num_stages=2),
+)
 
 #: Programs of a grid-stride loop for each multiprocessor: two, as the registers above allow; more only lengthen the
 #: second reduction, which reads one row of partial sums a program.

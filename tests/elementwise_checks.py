@@ -36,9 +36,7 @@ def _torchs_gelu(z: Tensor, approximate: str) -> Tensor:
     return z * torch.sigmoid(1.702 * z) if approximate == "quick" else F.gelu(z, approximate=approximate)
 
 
-def check_bias_gelu(
-    operations: Any, x: Tensor, bias: Tensor | None, grad_y: Tensor, approximate: str, exact: bool = True
-) -> None:
+def check_bias_gelu(operations: Any, x: Tensor, bias: Tensor | None, grad_y: Tensor, approximate: str) -> None:
     """y, dx and dbias against float64, and every subset of the gradients."""
     y = operations.bias_gelu(x, bias, approximate)
     assert y.dtype == x.dtype and y.shape == x.shape and y.is_contiguous()
@@ -75,10 +73,10 @@ def check_gelu_everywhere(operations: Any, approximate: str, dtype: torch.dtype,
 
 
 def check_gelu_not_finite(operations: Any, approximate: str, dtype: torch.dtype, device: str = "cpu") -> None:
+    """As the formula has it, and as torch on GPUs; torch's vectorised CPU kernel makes NaN of infinity."""
     x = torch.tensor([[torch.nan, torch.inf, -torch.inf, 1.0, -1.0]], dtype=dtype, device=device)
     y = operations.bias_gelu(x, None, approximate)
-    exact = reference.bias_gelu(double(x).cpu(), None, approximate)[0]
-    assert y[0, 0].isnan() and y[0, 1] == torch.inf and y[0, 2].isnan() and y[0, 3:].isfinite().all(), exact
+    assert y[0, 0].isnan() and y[0, 1] == torch.inf and y[0, 2].isnan() and y[0, 3:].isfinite().all()
     bias = torch.zeros(5, dtype=dtype, device=device)
     dx, dbias = operations.bias_gelu_backward(torch.ones_like(x), x, bias, approximate, [True, True])
     assert dx[0, 0].isnan() and dbias[0].isnan() and dx[0, 3:].isfinite().all() and dbias[3:].isfinite().all()
