@@ -39,9 +39,7 @@ class PackedBatch:
     position_ids: Tensor  # int64 [total]
     token_type_ids: Tensor | None = None  # int64 [total]
     lengths: list[int] | None = None  # tokens of each sequence, where the host knows them
-    indices: Tensor | None = (
-        None  # int64 [total] into the flat padded batch, ascending; None: all of it, or never padded
-    )
+    indices: Tensor | None = None  # int64 [total], ascending, into the flat padded batch; None: all, or never padded
     padded_shape: tuple[int, int] | None = None  # (batch, seq); None: never padded
 
     def __post_init__(self) -> None:
