@@ -33,9 +33,14 @@ from fastbert.kernels import (
     attention_decode,
     cross_entropy,
     embedding,
+    gated_act,
+    gelu,
     layer_norm,
     linear_cross_entropy,
     linear_cross_entropy_backward,
+    pack,
+    rms_norm,
+    rotary,
     softmax,
 )
 from fastbert.kernels._launch import INTERPRETED, AotCase, Device, Launch, recorded_launches
@@ -43,6 +48,11 @@ from fastbert.kernels._launch import INTERPRETED, AotCase, Device, Launch, recor
 #: Every kernel module; each has `aot_cases()`.
 MODULES = (
     layer_norm,
+    rms_norm,
+    gelu,
+    gated_act,
+    rotary,
+    pack,
     attention,
     attention_backward,
     attention_decode,

@@ -8,7 +8,7 @@ import torch
 from fastbert import MissingBackendWarning
 from fastbert.bench import text
 from fastbert.bench.cases import CaseUnavailable, Settings, all_cases, select
-from fastbert.bench.suites import attention, losses
+from fastbert.bench.suites import attention, elementwise, losses
 
 CASES = {case.name: case for case in all_cases()}
 OPS = [name for name, case in CASES.items() if case.suite == "ops" and "16384" not in name]
@@ -45,6 +45,17 @@ def test_floors_on_an_h200():
     assert losses.floor_seconds(logits, 0) == pytest.approx(233e-6, rel=0.01)
     product = 2 * 16384 * 768 * 30522
     assert losses.floor_seconds(0, product) == pytest.approx(972e-6, rel=0.01)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("problem", elementwise.PROBLEMS, ids=lambda problem: f"{problem.operation}-{problem.title}")
+def test_contenders_of_the_elementwise_suite_are_right(problem, backward):
+    """On fewer tokens; and what the limit moves is what the operation's tensors hold."""
+    prepared = elementwise.prepare(problem, backward, 512, Settings())
+    assert {each.name for each in prepared.contenders} | prepared.not_measured.keys() >= {"torch", "torch.compile"}
+    checks = prepared.check()
+    assert sum(check.error is not None for check in checks.values()) == 2
+    assert all(check.passed for check in checks.values()), checks
 
 
 def test_contenders_of_the_model_are_right(tmp_path):

@@ -104,9 +104,16 @@ class UnknownSelection(ValueError):
 
 def all_cases() -> list[Case]:
     """The register, in the order of the tables."""
-    from fastbert.bench.suites import attention, end_to_end, losses, norms, operations
+    from fastbert.bench.suites import attention, elementwise, end_to_end, losses, norms, operations
 
-    cases = [*norms.cases(), *operations.cases(), *losses.cases(), *attention.cases(), *end_to_end.cases()]
+    cases = [
+        *norms.cases(),
+        *operations.cases(),
+        *elementwise.cases(),
+        *losses.cases(),
+        *attention.cases(),
+        *end_to_end.cases(),
+    ]
     names = [case.name for case in cases]
     duplicates = {name for name in names if names.count(name) > 1}
     if duplicates:
