@@ -457,7 +457,7 @@ _ATTENTION_TILES: dict[tuple[str, str, int], tuple[AttentionTile, ...]] = {
     ),
     ("attention_backward_dk_dv", "cuda", 2): (
         AttentionTile(max_head_dim=64, block_m=32, block_n=128, num_warps=8, num_stages=2),
-        AttentionTile(max_head_dim=128, block_m=32, block_n=64, num_warps=8, num_stages=2),
+        AttentionTile(max_head_dim=128, block_m=32, block_n=64, num_warps=8),
         AttentionTile(max_head_dim=256, block_m=32, block_n=32, num_warps=8),
     ),
     ("attention_backward_dk_dv_dropout", "cuda", 2): (
