@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import fastbert
-from fastbert import functional
+from fastbert import functional, packing
 from fastbert.bench.cases import first_line, largest_error
 
 Function = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -104,6 +104,17 @@ def _rotary(x: Tensor) -> Tensor:
     )
 
 
+_LENGTHS = [5, 0, 17, 9]
+
+
+def _pack(padded: Tensor) -> Tensor:
+    return packing.pack(padded, lengths=_LENGTHS).values
+
+
+def _unpack(values: Tensor) -> Tensor:
+    return packing.unpack(packing.PackedBatch.from_lengths(values, _LENGTHS))
+
+
 def _cross_entropy(logits: Tensor) -> Tensor:
     target = _ids(logits, logits.shape[1], logits.shape[0])
     target[3] = -100
@@ -153,6 +164,17 @@ PROBLEMS = (
         "linear_act_backward",
     ),
     Problem("bias_gelu", "", functional.bias_gelu, ((37, _WIDTH), (_WIDTH,)), "bias_gelu_backward"),
+    Problem("gated_act", "GEGLU", functional.geglu, ((37, 2 * _WIDTH),), "gated_act_backward"),
+    Problem("gated_act", "SwiGLU of two tensors", functional.swiglu, ((37, _WIDTH),) * 2, "gated_act_backward"),
+    Problem(
+        "rms_norm",
+        "",
+        lambda x, weight: functional.rms_norm(x, _WIDTH, weight, _EPS),
+        ((37, _WIDTH), (_WIDTH,)),
+        "rms_norm_backward",
+    ),
+    Problem("pack", "", _pack, ((4, 17, _WIDTH),), "unpack"),
+    Problem("unpack", "", _unpack, ((31, _WIDTH),), "pack"),
     Problem("softmax", "masked", _softmax, ((2, 3, 17, 33),), "softmax_backward"),
     Problem("attention", "dense, causal", _dense_attention, ((2, 3, 17, 16),) * 3, "attention_backward"),
     Problem("attention", "packed", _varlen_attention, ((40, 3, 16),) * 3, "attention_backward"),
