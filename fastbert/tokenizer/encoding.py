@@ -96,7 +96,7 @@ class Request(NamedTuple):
         ids = rows.list("input_ids", row)
         tokens = self.vocabulary.tokens(ids)
         varying = self.vocabulary.varying
-        if varying and not varying.isdisjoint(ids):
+        if varying and not varying.keys().isdisjoint(ids):
             sample = int(rows.samples()[row])
             details = (rows.list(field, row) for field in ("sequence_ids", "word_ids", "offset_mapping"))
             for n, (i, sequence, word, (start, end)) in enumerate(zip(ids, *details, strict=True)):

@@ -261,6 +261,11 @@ class WordPieceTokenizer(SpecialTokens):
     def max_len_sentences_pair(self) -> int:
         return self.model_max_length - self.num_special_tokens_to_add(True)
 
+    @property
+    def continuing_subword_prefix(self) -> str:
+        """What marks a piece that does not start a word, "##" in BERT's vocabularies."""
+        return self._vocabulary.blueprint.continuing_subword_prefix
+
     # Encoding
 
     def __call__(
