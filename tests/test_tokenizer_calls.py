@@ -50,7 +50,9 @@ def _arguments(name, **options):
 def test_truncation_padding_and_sides(pair, name, truncation):
     ours, theirs = pair
     for max_length, padding, sides in itertools.product(
-        (None, 0, 1, 2, 3, 5, 8, 30), (False, True, "max_length"), (("right", "right"), ("left", "left"), ("left", "right"))
+        (None, 0, 1, 2, 3, 5, 8, 30),
+        (False, True, "max_length"),
+        (("right", "right"), ("left", "left"), ("left", "right")),
     ):
         for tokenizer in pair:
             tokenizer.truncation_side, tokenizer.padding_side = sides
@@ -120,13 +122,31 @@ def test_added_tokens(split):
     transformers_tokens = pytest.importorskip("tokenizers").AddedToken
     ours, theirs = both()
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    given = [t if isinstance(t, str) else transformers_tokens(str(t), **{f: getattr(t, f) for f in flags}) for t in tokens]
+    given = [
+        t if isinstance(t, str) else transformers_tokens(str(t), **{f: getattr(t, f) for f in flags}) for t in tokens
+    ]
     assert ours.add_tokens(tokens) == theirs.add_tokens(given)
     assert ours.add_special_tokens({"extra_special_tokens": ["<e>"]}) == theirs.add_special_tokens(
         {"extra_special_tokens": ["<e>"]}
     )
     rng = random.Random(5)
-    parts = ["newtok", "NEWTOK", " ", "  ", "<l>", "<r>", "<s>", "<e>", "sw", "x", "hello", "ÉA", "e\u0301a", "-", "[SEP]"]
+    parts = [
+        "newtok",
+        "NEWTOK",
+        " ",
+        "  ",
+        "<l>",
+        "<r>",
+        "<s>",
+        "<e>",
+        "sw",
+        "x",
+        "hello",
+        "ÉA",
+        "e\u0301a",
+        "-",
+        "[SEP]",
+    ]
     for _ in range(300):
         text = "".join(rng.choices(parts, k=rng.randrange(1, 9)))
         arguments = {"split_special_tokens": split, "return_offsets_mapping": True}

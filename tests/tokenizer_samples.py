@@ -23,7 +23,13 @@ VOCABULARY = {
     token: i
     for i, token in enumerate(
         dict.fromkeys(
-            [*SPECIAL, *_WORDS.split(), *LETTERS, *(f"##{c}" for c in LETTERS), *"!?.,'\"-()[]{}<>@#$%&*+=/\\:;~^_|`…—。，"]
+            [
+                *SPECIAL,
+                *_WORDS.split(),
+                *LETTERS,
+                *(f"##{c}" for c in LETTERS),
+                *"!?.,'\"-()[]{}<>@#$%&*+=/\\:;~^_|`…—。，",
+            ]
         )
     )
 }
@@ -67,10 +73,14 @@ def plain(value: Any) -> Any:
         entries = {name: plain(each) for name, each in value.items()}
         return list(value.keys()), entries, [plain(each) for each in value.encodings or []]
     if isinstance(value, Encoding) or type(value).__name__ == "Encoding":
-        names = "ids type_ids tokens offsets attention_mask special_tokens_mask word_ids sequence_ids n_sequences".split()
+        names = (
+            "ids type_ids tokens offsets attention_mask special_tokens_mask word_ids sequence_ids n_sequences".split()
+        )
         return {name: getattr(value, name) for name in names}
     if type(value).__name__ == "AddedToken":
-        return str(value), *(getattr(value, name) for name in ("single_word", "lstrip", "rstrip", "normalized", "special"))
+        return str(value), *(
+            getattr(value, name) for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
+        )
     if isinstance(value, dict):
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -95,4 +105,16 @@ def assert_same(call: Any, ours: Any, other: Any, label: object = "") -> None:
     assert actual == expected, f"{label}\nours:   {actual}\ntheirs: {expected}"
 
 
-__all__ = ["SPECIAL", "TEXTS", "VOCABULARY", "AddedToken", "BatchEncoding", "SimpleNamespace", "assert_same", "both", "outcome", "plain", "theirs"]
+__all__ = [
+    "SPECIAL",
+    "TEXTS",
+    "VOCABULARY",
+    "AddedToken",
+    "BatchEncoding",
+    "SimpleNamespace",
+    "assert_same",
+    "both",
+    "outcome",
+    "plain",
+    "theirs",
+]

@@ -1,7 +1,7 @@
 """fastbert's tokenizer as one of transformers': for a Trainer, a pipeline, a data collator or a SentenceTransformer.
 
-    from fastbert.integrations.transformers import FastBertTokenizer
-    tokenizer = FastBertTokenizer.from_pretrained("google-bert/bert-base-uncased")
+from fastbert.integrations.transformers import FastBertTokenizer
+tokenizer = FastBertTokenizer.from_pretrained("google-bert/bert-base-uncased")
 """
 
 import os
@@ -94,7 +94,9 @@ class FastBertTokenizer(PreTrainedTokenizerBase):
     def encode(self, text: Any, text_pair: Any = None, *args: Any, **kwargs: Any) -> Any:
         return self.fastbert_tokenizer.encode(text, text_pair, *args, **kwargs)
 
-    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any) -> list[str]:
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
+    ) -> list[str]:
         return self.fastbert_tokenizer.tokenize(text, pair, add_special_tokens, **kwargs)
 
     def pad(self, encoded_inputs: Any, *args: Any, **kwargs: Any) -> Any:

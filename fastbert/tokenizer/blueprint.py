@@ -37,9 +37,7 @@ class Piece:
 
 def bert_template(cls: tuple[str, int], sep: tuple[str, int]) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
     """``[CLS] A [SEP]`` and ``[CLS] A [SEP] B [SEP]``, from (token, id)."""
-    first, last, end = (
-        Piece(token, type_id, (i,), (token,)) for (token, i), type_id in ((cls, 0), (sep, 0), (sep, 1))
-    )
+    first, last, end = (Piece(token, type_id, (i,), (token,)) for (token, i), type_id in ((cls, 0), (sep, 0), (sep, 1)))
     return (first, Piece("A", 0), last), (first, Piece("A", 0), last, Piece("B", 1), end)
 
 
@@ -148,7 +146,9 @@ def read_vocabulary(path: Path) -> dict[str, int]:
 def check_vocabulary(vocab: Any, where: str) -> dict[str, int]:
     """Raises TypeError unless it is a dict of strings and integers, ValueError for ids out of range or given twice."""
     if not isinstance(vocab, Mapping):
-        raise TypeError(f"{where} is of type {type(vocab).__name__}; expected tokens and their ids, or a list of tokens")
+        raise TypeError(
+            f"{where} is of type {type(vocab).__name__}; expected tokens and their ids, or a list of tokens"
+        )
     for token, i in vocab.items():
         if not isinstance(token, str) or type(i) is not int:
             raise TypeError(f"{where} has {token!r:.60}: {i!r:.60}; expected a string and an integer")
@@ -214,9 +214,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_size(path: Path) -> None:
     if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(
-            f"{path} has {path.stat().st_size:,} bytes; a vocabulary may have {MAX_FILE_BYTES:,} at most"
-        )
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a vocabulary may have {MAX_FILE_BYTES:,} at most")
 
 
 def _read_limited(path: Path) -> bytes:
@@ -230,7 +228,9 @@ def _read_limited(path: Path) -> bytes:
 _TYPE_NAMES = {bool: "true or false", int: "an integer", str: "a string", dict: "an object", list: "a list"}
 
 
-def _take(content: Mapping[str, Any], key: str, kind: type | tuple[type, ...], where: str, default: Any = _REQUIRED) -> Any:
+def _take(
+    content: Mapping[str, Any], key: str, kind: type | tuple[type, ...], where: str, default: Any = _REQUIRED
+) -> Any:
     """content[key], checked. Raises ValueError with ``where``."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     value = content.get(key, default)

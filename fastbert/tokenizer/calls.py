@@ -132,7 +132,9 @@ def resolve_texts(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple
             f"batch length of `text`: {len(text)} does not match batch length of `text_pair`: {len(text_pair)}."
         )
     if is_split_into_words:
-        return *([tuple(words) if isinstance(words, list) else words for words in side] for side in (text, text_pair)), True
+        return *(
+            [tuple(words) if isinstance(words, list) else words for words in side] for side in (text, text_pair)
+        ), True
     return list(text), list(text_pair), True
 
 
@@ -253,7 +255,9 @@ def check_packed(asked: dict[str, bool]) -> None:
     """Raises ValueError for what a packed batch cannot hold."""
     refused = [name for name, value in asked.items() if value]
     if refused:
-        raise ValueError(f'return_tensors="packed" gives ids, positions and types alone; take away {", ".join(refused)}')
+        raise ValueError(
+            f'return_tensors="packed" gives ids, positions and types alone; take away {", ".join(refused)}'
+        )
 
 
 def check_return_tensors(kind: Any) -> str | None:

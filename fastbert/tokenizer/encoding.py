@@ -303,7 +303,9 @@ class BatchEncoding(dict[str, Any]):
         try:
             return super().__getitem__(name)
         except KeyError:
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}, nor an entry of that name") from None
+            raise AttributeError(
+                f"{type(self).__name__} has no attribute {name!r}, nor an entry of that name"
+            ) from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         encodings = self.encodings
@@ -378,7 +380,9 @@ class BatchEncoding(dict[str, Any]):
         span = encoding.word_to_tokens(word, sequence_index)
         return None if span is None else TokenSpan(*span)
 
-    def word_to_chars(self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0) -> CharSpan:
+    def word_to_chars(
+        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
+    ) -> CharSpan:
         """Raises TypeError for a word that there is not, as transformers does."""
         encoding, word = self._at("word_to_chars", batch_or_word_index, word_index)
         span = encoding.word_to_chars(word, sequence_index)

@@ -148,7 +148,10 @@ class SpecialTokens:
         return self.convert_tokens_to_ids(self.all_special_tokens)
 
     def get_special_tokens_mask(
-        self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None, already_has_special_tokens: bool = False
+        self,
+        token_ids_0: Sequence[int],
+        token_ids_1: Sequence[int] | None = None,
+        already_has_special_tokens: bool = False,
     ) -> list[int]:
         """1 for special tokens, 0 for others, of ids that have their special tokens already.
 

@@ -1,9 +1,11 @@
 """WordPieceTokenizer: BERT's tokenizer in C++ behind the arguments, results and exceptions of transformers' BertTokenizer."""
 
+import copy
 import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +141,9 @@ class WordPieceTokenizer(SpecialTokens):
         """
         for name in _HUB_OPTIONS:
             if kwargs.get(name):
-                raise TypeError(f"{name} is not taken; the hub's own variables hold (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN)")
+                raise TypeError(
+                    f"{name} is not taken; the hub's own variables hold (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN)"
+                )
         blueprint, arguments = files.read_pretrained(pretrained_model_name_or_path, revision, kwargs)
         return cls(**arguments) if blueprint is None else cls._from_blueprint(blueprint, arguments)
 
@@ -156,6 +160,18 @@ class WordPieceTokenizer(SpecialTokens):
         added = self._configure(blueprint, added, files.with_sides(blueprint, arguments))
         self._vocabulary = Vocabulary(blueprint, added)
         return self
+
+    def lowercased(self) -> "WordPieceTokenizer":
+        """A copy that lowercases texts, and treats their accents as this one does."""
+        blueprint = self._vocabulary.blueprint
+        options = blueprint.core_arguments()
+        normalizer = {name: options[name] for name in ("clean_text", "handle_chinese_chars", "strip_accents")}
+        other = copy.deepcopy(self)
+        other.do_lower_case = True
+        other.strip_accents = normalizer["strip_accents"]
+        blueprint = replace(blueprint, normalizer={**normalizer, "lowercase": True})
+        other._vocabulary = Vocabulary(blueprint, self._vocabulary.added)
+        return other
 
     def _configure(self, blueprint: Blueprint, added: AddedVocabulary, kwargs: Mapping[str, Any]) -> AddedVocabulary:
         """Takes attributes and special tokens from arguments, and returns the added tokens with all of them."""
@@ -177,9 +193,7 @@ class WordPieceTokenizer(SpecialTokens):
                     f"current value: {side}"
                 )
             setattr(self, name, side)
-        self.model_input_names = list(
-            left.pop("model_input_names", ("input_ids", "token_type_ids", "attention_mask"))
-        )
+        self.model_input_names = list(left.pop("model_input_names", ("input_ids", "token_type_ids", "attention_mask")))
         self.clean_up_tokenization_spaces = left.pop("clean_up_tokenization_spaces", False)
         self.split_special_tokens = left.pop("split_special_tokens", False)
         self.threads = left.pop("threads", None)
@@ -504,7 +518,9 @@ class WordPieceTokenizer(SpecialTokens):
         )
         return encoded if isinstance(encoded, PackedBatch) else encoded["input_ids"]
 
-    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any) -> list[str]:
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
+    ) -> list[str]:
         """The tokens as strings."""
         return self._encode(text, pair, add_special_tokens=add_special_tokens, **kwargs).tokens()
 
@@ -629,7 +645,10 @@ class WordPieceTokenizer(SpecialTokens):
     # Saving
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], legacy_format: bool | None = None, filename_prefix: str | None = None
+        self,
+        save_directory: str | os.PathLike[str],
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
     ) -> tuple[str, ...]:
         """Writes tokenizer.json and tokenizer_config.json, which transformers and from_pretrained() read back equal.
 
