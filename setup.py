@@ -141,7 +141,7 @@ class NinjaBuildExt(build_ext):
                 relative = source.relative_to(SOURCES).with_suffix("")
                 if source.stem.endswith("_kernels"):
                     variants = {f"{relative}.{isa}.o": [f"-DFASTBERT_ISA={isa}", *ISAS[isa]] for isa in ISAS}
-                elif relative == Path("bindings"):
+                elif relative.parent == Path():  # what knows Python
                     variants = {f"{relative}.o": [*openmp, version, *includes]}
                 else:
                     variants = {f"{relative}.o": openmp}

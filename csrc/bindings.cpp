@@ -9,6 +9,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/layer_norm.h"
+#include "tokenizer_bindings.h"
 
 namespace py = pybind11;
 using namespace fastbert;
@@ -135,4 +136,5 @@ PYBIND11_MODULE(_C, m) {
     m.def("layer_norm", &layer_norm_binding, unlocked);
     m.def("add_layer_norm", &add_layer_norm_binding, unlocked);
     m.def("add_layer_norm_backward", &add_layer_norm_backward_binding, unlocked);
+    bind_tokenizer(m);
 }
