@@ -335,7 +335,7 @@ def test_only_special_tokens_fit(encoder):
             ValueError,
             "the prompt 'a' is 5; expected a string",
         ),
-        ("tokenizer.json", '{"version": "1.0", ', ValueError, "tokenizer.json is not a readable"),
+        ("tokenizer.json", '{"version": "1.0", ', ValueError, "tokenizer.json is not valid JSON"),
         ("config.json", {"model_type": "t5"}, ValueError, "model_type is 't5'"),
     ],
     ids=str,
@@ -350,7 +350,7 @@ def test_folders_it_cannot_read(minilm_copy, name, content, error, message):
 
 
 def test_no_tokenizer(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"tokenizer.json does not exist; expected"):
+    with pytest.raises(FileNotFoundError, match=r"has neither a tokenizer.json nor a vocab.txt"):
         SentenceEncoder.from_pretrained(saved_bert(tmp_path))
 
 
@@ -361,8 +361,7 @@ def test_a_tokenizer_of_another_model(tmp_path):
         SentenceEncoder.from_pretrained(tmp_path)
 
 
-def test_without_the_package_tokenizers(monkeypatch):
-    folder = minilm_folder()
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ImportError, match=r"fastbert-kernels\[transformers\]"):
-        Tokenizer.load(folder)
+def test_neither_tokenizers_nor_transformers_is_needed(monkeypatch):
+    for name in ("tokenizers", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert SentenceEncoder.from_pretrained(minilm_folder()).tokenize(["one"]).lengths == [3]

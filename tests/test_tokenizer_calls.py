@@ -158,7 +158,6 @@ def test_added_tokens(split):
 
 def test_words_and_characters(pair):
     """char_to_token and its kin, at every index and beyond the end."""
-    ours, theirs = pair
     for name in ("text", "pair", "tuples", "batch-words-pairs"):
         for padding in (False, True):
             arguments = _arguments(name, padding=padding, truncation=True, max_length=12, return_tensors=None)

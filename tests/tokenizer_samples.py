@@ -1,7 +1,6 @@
 """Vocabularies, texts and comparisons that the tokenizer tests share. What is right is what transformers answers."""
 
 import os
-from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -11,7 +10,7 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers or huggingface_hub is imported
 os.environ["RUST_BACKTRACE"] = "0"  # tokenizers panics in some calls, which is expected and slow to explain
 
-from fastbert.tokenizer import AddedToken, BatchEncoding, Encoding, WordPieceTokenizer
+from fastbert.tokenizer import Encoding, WordPieceTokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _WORDS = (
@@ -51,6 +50,19 @@ TEXTS = [
 ]
 
 
+_ENCODING = (
+    "ids",
+    "type_ids",
+    "tokens",
+    "offsets",
+    "attention_mask",
+    "special_tokens_mask",
+    "word_ids",
+    "sequence_ids",
+    "n_sequences",
+)
+
+
 def theirs(**options: Any) -> Any:
     transformers = pytest.importorskip("transformers")
     transformers.logging.set_verbosity_error()
@@ -73,10 +85,7 @@ def plain(value: Any) -> Any:
         entries = {name: plain(each) for name, each in value.items()}
         return list(value.keys()), entries, [plain(each) for each in value.encodings or []]
     if isinstance(value, Encoding) or type(value).__name__ == "Encoding":
-        names = (
-            "ids type_ids tokens offsets attention_mask special_tokens_mask word_ids sequence_ids n_sequences".split()
-        )
-        return {name: getattr(value, name) for name in names}
+        return {name: getattr(value, name) for name in _ENCODING}
     if type(value).__name__ == "AddedToken":
         return str(value), *(
             getattr(value, name) for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -103,18 +112,3 @@ def outcome(call: Any, tokenizer: Any) -> Any:
 def assert_same(call: Any, ours: Any, other: Any, label: object = "") -> None:
     actual, expected = outcome(call, ours), outcome(call, other)
     assert actual == expected, f"{label}\nours:   {actual}\ntheirs: {expected}"
-
-
-__all__ = [
-    "SPECIAL",
-    "TEXTS",
-    "VOCABULARY",
-    "AddedToken",
-    "BatchEncoding",
-    "SimpleNamespace",
-    "assert_same",
-    "both",
-    "outcome",
-    "plain",
-    "theirs",
-]

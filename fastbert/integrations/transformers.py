@@ -158,7 +158,7 @@ class FastBertTokenizer(PreTrainedTokenizerBase):
     def get_added_vocab(self) -> dict[str, int]:
         return self.added_tokens_encoder
 
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
         legacy_format: bool | None = None,
@@ -181,4 +181,5 @@ def _as_transformers(result: fastbert_encoding.BatchEncoding) -> BatchEncoding:
     """The same outputs and encodings, which stay uncomputed until they are asked for."""
     request = result._details
     pair = request.is_pair(0) if isinstance(request, fastbert_encoding.Request) else False
-    return BatchEncoding(dict(result), result.encodings, n_sequences=2 if pair else 1)
+    encodings: Any = result.encodings
+    return BatchEncoding(dict(result), encodings, n_sequences=2 if pair else 1)

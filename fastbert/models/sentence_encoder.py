@@ -201,7 +201,7 @@ def _normalized(embeddings: Tensor) -> Tensor:
     return normalize(embeddings)
 
 
-def _checked(texts: Sequence[str]) -> list[str]:
+def _checked(texts: Any) -> list[str]:
     """The texts as a list. Raises TypeError where they are no list of strings."""
     if isinstance(texts, str):
         raise TypeError("texts is a single string; expected a list of them: [text]")

@@ -15,7 +15,10 @@ from fastbert.tokenizer.added import FLAGS, AddedToken
 MAX_FILE_BYTES = 1 << 28  # a vocabulary of 250,000 words takes 5 MB
 MAX_ID = 2**31 - 1
 # Rust's White_Space, which tokenizers trims from the lines of a vocab.txt; str.rstrip() would take U+001C…U+001F as well.
-_WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+_WHITE_SPACE = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003"
+    "\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
 _REQUIRED = object()
 
 

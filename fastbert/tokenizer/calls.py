@@ -122,7 +122,7 @@ def resolve_texts(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple
                 raise TypeError(f"the words are the string {words!r:.60}; expected a list of strings")
         return [list(text)], None if text_pair is None else [list(text_pair)], False
     if text_pair is None:
-        return [tuple(item) if isinstance(item, list) else item for item in text], None, True
+        return _frozen(text), None, True
     if isinstance(text_pair, str):
         raise TypeError(
             "when tokenizing batches of text, `text_pair` must be a list or tuple with the same length as `text`."
@@ -132,10 +132,12 @@ def resolve_texts(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple
             f"batch length of `text`: {len(text)} does not match batch length of `text_pair`: {len(text_pair)}."
         )
     if is_split_into_words:
-        return *(
-            [tuple(words) if isinstance(words, list) else words for words in side] for side in (text, text_pair)
-        ), True
+        return _frozen(text), _frozen(text_pair), True
     return list(text), list(text_pair), True
+
+
+def _frozen(items: Any) -> list[Any]:
+    return [tuple(item) if isinstance(item, list) else item for item in items]
 
 
 def resolve_options(

@@ -408,7 +408,7 @@ class BatchEncoding(dict[str, Any]):
             self.update(as_tensors(self, tensor_type, prepend_batch_axis))
         return self
 
-    def to(self, device: str | torch.device | int, *, non_blocking: bool = False) -> "BatchEncoding":
+    def to(self, device: Any, *, non_blocking: bool = False) -> "BatchEncoding":
         """The tensors on ``device``, in place. A dtype changes nothing: ids are integers."""
         if isinstance(device, str | torch.device | int):
             for key, value in self.items():

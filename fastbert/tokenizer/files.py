@@ -33,14 +33,23 @@ BERT_TOKENS = {
     "mask_token": "[MASK]",
 }
 # Classes of transformers 5.23 that are its BertTokenizer under another name, and the model types that use it.
-_BERT_CLASSES = {
-    f"{name}Tokenizer" for name in "Bert DistilBert Electra MobileBert ConvBert LayoutLM SqueezeBert Lxmert".split()
-}
-_BERT_MODELS = set(
-    "align bark bert blip bros chinese_clip convbert distilbert electra ernie flava git grounding-dino layoutlm lxmert "
-    "megatron-bert mm-grounding-dino mobilebert nezha nomic_bert qdqbert realm retribert squeezebert tvp vilt "
-    "visual_bert".split()
+_BERT_CLASSES = (
+    "BertTokenizer",
+    "ConvBertTokenizer",
+    "DistilBertTokenizer",
+    "ElectraTokenizer",
+    "LayoutLMTokenizer",
+    "LxmertTokenizer",
+    "MobileBertTokenizer",
+    "SqueezeBertTokenizer",
 )
+# fmt: off
+_BERT_MODELS = (
+    "align", "bark", "bert", "blip", "bros", "chinese_clip", "convbert", "distilbert", "electra", "ernie", "flava", "git",
+    "grounding-dino", "layoutlm", "lxmert", "megatron-bert", "mm-grounding-dino", "mobilebert", "nezha", "nomic_bert",
+    "qdqbert", "realm", "retribert", "squeezebert", "tvp", "vilt", "visual_bert",
+)
+# fmt: on
 _PATTERNS = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "config.json", VOCABULARY)
 
 

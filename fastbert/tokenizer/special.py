@@ -13,7 +13,7 @@ class SpecialTokens:
     """bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token, each with ``_id``, and
     extra_special_tokens, with ``_ids``: reading an unset one gives None, assigning changes which token it is."""
 
-    SPECIAL_TOKENS_ATTRIBUTES: list[str] = list(SPECIAL_ATTRIBUTES)
+    SPECIAL_TOKENS_ATTRIBUTES: Sequence[str] = SPECIAL_ATTRIBUTES
     _special: dict[str, Any]
     _extra: list[Any]
 
