@@ -46,7 +46,7 @@ class AddedToken:
 
         Raises TypeError for anything else, with tokenizers' message.
         """
-        if isinstance(token, str):
+        if isinstance(token, str) and _is_unicode(token):
             return cls(str(token), special=special)
         if isinstance(token, cls):
             token = copy.copy(token)
@@ -86,6 +86,14 @@ class AddedToken:
             f'AddedToken("{self.content}", rstrip={self.rstrip}, lstrip={self.lstrip}, '
             f"single_word={self.single_word}, normalized={self.normalized}, special={self.special})"
         )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class AddedVocabulary:

@@ -1,7 +1,7 @@
 """What a tokenizer is called for: encoding, padding and decoding, with transformers' arguments and exceptions."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastbert.packing import PackedBatch
@@ -271,7 +271,9 @@ class CallSurface(SpecialTokens):
     def tokenize(
         self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
     ) -> list[str]:
-        """The tokens as strings."""
+        """The tokens as strings, of the whole text: padding and truncation are ignored, as transformers does."""
+        for name in ("padding", "truncation", "max_length"):
+            kwargs.pop(name, None)
         return self._encode(text, pair, add_special_tokens=add_special_tokens, **kwargs).tokens()
 
     def encode_utf8(

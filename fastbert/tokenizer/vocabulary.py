@@ -88,7 +88,9 @@ class Vocabulary:
     @cached_property
     def _token_of(self) -> dict[int, str]:
         table = {i: token for token, i in self.model.items()}
-        table.update((i, token.content) for i, token in self.added.by_id.items())
+        for i, token in self.added.by_id.items():
+            # tokenizers gives back what it looks for in the text, not what was added.
+            table[i] = self.core.normalize(token.content) if token.normalized else token.content
         return table
 
     def id_to_token(self, i: int) -> str | None:
