@@ -16,6 +16,7 @@ _LARGE_INTEGER = int(1e20)
 _PADDINGS = ("longest", "max_length", "do_not_pad")
 _TRUNCATIONS = ("only_first", "only_second", "longest_first", "do_not_truncate")
 _MAX_LENGTH = 2**31 - 1  # tokens; longer limits mean the same
+_UNCHANGING = {str, tuple}
 _MANY_TEXTS = 16  # from here on threads pay
 _TEXT_TYPES = (
     "text input must be of type `str` (single example), `list[str]` (batch or single pretokenized example) or "
@@ -37,9 +38,13 @@ def resolve_lengths(
 ) -> Lengths:
     """transformers' rules for padding, truncation and max_length. Raises ValueError."""
     if max_length is not None and padding is False and truncation is None:
-        truncation = "longest_first"
+        truncation = True
     if padding is True:
-        if verbose and max_length is not None and (truncation in (None, False) or truncation == "do_not_truncate"):
+        if (
+            max_length is not None
+            and verbose is not None
+            and (truncation in (None, False) or truncation == "do_not_truncate")
+        ):
             warnings.warn(
                 "`max_length` is ignored when `padding`=`True` and there is no truncation strategy. To pad to max "
                 "length, use `padding='max_length'`.",
@@ -54,13 +59,13 @@ def resolve_lengths(
         truncation = _choice(truncation, "TruncationStrategy", _TRUNCATIONS)
     pad = None if padding in (False, "do_not_pad") else str(padding)
     cut = None if truncation in (False, None, "do_not_truncate") else str(truncation)
-    if max_length is None:
+    if max_length is None and (pad == "max_length" or cut is not None):
         unlimited = tokenizer.model_max_length > _LARGE_INTEGER
         if pad == "max_length":
             pad, max_length = (None, None) if unlimited else (pad, tokenizer.model_max_length)
         if cut is not None:
             cut, max_length = (None, None) if unlimited else (cut, tokenizer.model_max_length)
-    if pad is not None and (tokenizer.pad_token is None or tokenizer.pad_token_id < 0):
+    if pad is not None and tokenizer.pad_token is None:
         raise ValueError(
             "Asking to pad but the tokenizer does not have a padding token. Please select a token to use as `pad_token` "
             "`(tokenizer.pad_token = tokenizer.eos_token e.g.)` or add a new pad token via "
@@ -94,6 +99,8 @@ def _is_text(text: Any) -> bool:
         return True
     if not isinstance(text, list | tuple):
         return False
+    if text and isinstance(text[0], str):
+        return True
     for _ in range(2):
         if len(text) == 0 or isinstance(text[0], str):
             return True
@@ -137,6 +144,8 @@ def resolve_texts(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple
 
 
 def _frozen(items: Any) -> list[Any]:
+    if set(map(type, items)) <= _UNCHANGING:
+        return list(items)
     return [tuple(item) if isinstance(item, list) else item for item in items]
 
 
@@ -158,17 +167,21 @@ def resolve_options(
         options["add_special_tokens"] = False
     if lengths.truncation is not None:
         limit, stride = _size(lengths.max_length), _size(stride)
-        template = tokenizer.num_special_tokens_to_add()
+        template = tokenizer.template_tokens
         if 0 <= limit - template < stride:
             raise ValueError(
                 f"tokenizer stride set to {stride}, which is greater than or equal to its effective max length of "
                 f"{limit - template} (= {limit} original max length - {template} added special tokens), "
             )
         options["max_length"] = min(limit, _MAX_LENGTH)
-        options["strategy"] = lengths.truncation
-        options["stride"] = min(stride, _MAX_LENGTH)
-        options["truncation_side"] = _side(tokenizer.truncation_side)
-        options["overflow"] = bool(overflow)
+        if lengths.truncation != "longest_first":
+            options["strategy"] = lengths.truncation
+        if stride:
+            options["stride"] = min(stride, _MAX_LENGTH)
+        if tokenizer.truncation_side != "right":
+            options["truncation_side"] = _side(tokenizer.truncation_side)
+        if overflow:
+            options["overflow"] = True
     if is_split_into_words:
         options["is_split_into_words"] = True
     if tokenizer.split_special_tokens if split_special_tokens is None else split_special_tokens:
@@ -190,7 +203,8 @@ def resolve_padding(
     side = _side(tokenizer.padding_side if padding_side is None else padding_side)
     multiple = None if pad_to_multiple_of is None else _size(pad_to_multiple_of)
     length = longest if lengths.padding == "longest" else _size(lengths.max_length)
-    return Padding(rounded_up(length, multiple), side == "left", tokenizer.pad_token, tokenizer.pad_token_id)
+    token = tokenizer.pad_token
+    return Padding(rounded_up(length, multiple), side == "left", token, tokenizer.convert_tokens_to_ids(token))
 
 
 def default_threads(tokenizer: Any, texts: Any, threads: int | None) -> int:

@@ -104,6 +104,12 @@ class SpecialTokens:
                 added.append(token)
         return self.add_tokens(added, special_tokens=True)
 
+    @property
+    def pad_token(self) -> str | None:
+        # A property, as every padded call asks for it; assignments go through __setattr__ all the same.
+        token = self._special["pad_token"]
+        return None if token is None else str(token)
+
     def __getattr__(self, name: str) -> Any:
         base = _without_id(name)
         special = self.__dict__.get("_special", {})

@@ -318,6 +318,11 @@ class CallSurface(SpecialTokens):
         rows = self._vocabulary.encode_utf8(data, offsets, options, used)
         return rows if return_tensors is None else calls.packed_batch(rows, "token_type_ids" in self.model_input_names)
 
+    @property
+    def template_tokens(self) -> int:
+        """How many tokens the template puts around a single text."""
+        return self._vocabulary.template_tokens
+
     def pad(
         self,
         encoded_inputs: Any,

@@ -42,6 +42,7 @@ class Vocabulary:
         self.decoder = blueprint.decoder
         extension = _extension()
         self.core = extension.WordPiece(self.model, added_tokens=added.as_rows(), **blueprint.core_arguments())
+        self.template_tokens = self.core.num_special_tokens(False)
         self.encode_dict = getattr(self.core, "encode_dict", self._encode_dict)
         self._truncation_error = extension.TruncationError
 
@@ -61,7 +62,11 @@ class Vocabulary:
     def encode(self, texts: Any, pairs: Any, options: dict[str, Any], offsets: bool, threads: int) -> Any:
         """The extension's Encodings. Raises what transformers raises."""
         try:
-            return self.core.encode(texts, pairs, offsets=offsets, threads=threads, **options)
+            if offsets:
+                options = {**options, "offsets": True}
+            if threads != 1:
+                options = {**options, "threads": threads}
+            return self.core.encode(texts, pairs, **options)
         except self._truncation_error as error:
             raise Exception(str(error)) from None  # transformers raises no narrower class
 
