@@ -11,10 +11,11 @@ FASTBERT_DISPATCH(ScanKernels, scan_kernels)
 
 namespace {
 
-constexpr int64_t kChunk = 4096;     // units read at a time: what they become stays in the first cache
-constexpr int64_t kLookBack = 512;   // how far a chunk's end is moved to come behind a space
-constexpr int64_t kPadding = 64;     // vectors are written whole
+constexpr int64_t kChunk = 4096;    // units read at a time: what they become stays in the first cache
+constexpr int64_t kLookBack = 512;  // how far a chunk's end is moved to come behind a space
+constexpr int64_t kPadding = 64;    // vectors are written whole
 constexpr int64_t kMostUnits = INT32_MAX - 64;
+constexpr int64_t kBatch = 32;   // words whose table entries are fetched at a time
 constexpr int kCacheShift = 24;  // other bits of the hash than those that choose a slot of the table
 constexpr int64_t kUnlimited = INT64_MAX / 4;
 
@@ -82,7 +83,12 @@ class TextCursor {
         const int64_t left = text_.size - position_;
         const uint32_t first = p[0];
         current_ = kEnd;
-        const int units = first < 0x80 ? 1 : first < 0xC2 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : first < 0xF5 ? 4 : 0;
+        const int units = first < 0x80   ? 1
+                          : first < 0xC2 ? 0
+                          : first < 0xE0 ? 2
+                          : first < 0xF0 ? 3
+                          : first < 0xF5 ? 4
+                                         : 0;
         if (units == 0 || units > left) return;
         uint32_t c = units == 1 ? first : first & (0x7Fu >> units);
         for (int i = 1; i < units; ++i) {
@@ -144,7 +150,7 @@ void Scratch::reserve(int64_t size, bool with_sources) {
 size_t Scratch::memory() const {
     const int64_t words = first.capacity() + last.capacity() + ends.capacity() + sources.capacity() +
                           2 * (starts.capacity() + members.capacity());
-    return static_cast<size_t>(bytes.capacity() + words * 4) + cache.capacity() * sizeof(WordEntry);
+    return static_cast<size_t>(bytes.capacity() + words * 4) + cache.size() * sizeof(CachedWord);
 }
 
 Encoder::Encoder(const WordPiece& tokenizer, const EncodeInput& input, const EncodeOptions& options, Scratch& scratch,
@@ -156,7 +162,7 @@ Encoder::Encoder(const WordPiece& tokenizer, const EncodeInput& input, const Enc
       scratch_(scratch),
       block_(block),
       block_index_(block_index) {
-    if (scratch_.cache.empty()) scratch_.cache.resize(size_t{1} << Scratch::kCacheBits);
+    if (scratch_.cache.size() == 0) scratch_.cache.assign(size_t{1} << Scratch::kCacheBits, CachedWord{});
 }
 
 void Encoder::fail(EncodeError::Kind kind, const std::string& message, int64_t position) const {
@@ -197,8 +203,8 @@ void Encoder::truncate(const int64_t counts[2], bool pair, int64_t budget, int64
     }
     for (int side = 0; side < 2; ++side) {
         if (keep[side] < counts[side] && keep[side] > 0 && options_.stride >= keep[side]) {
-            fail(EncodeError::Kind::stride, "stride is " + std::to_string(options_.stride) +
-                                                "; expected less than " + std::to_string(keep[side]) +
+            fail(EncodeError::Kind::stride, "stride is " + std::to_string(options_.stride) + "; expected less than " +
+                                                std::to_string(keep[side]) +
                                                 ", the tokens that truncation leaves of a sequence");
         }
     }
@@ -434,8 +440,8 @@ void Encoder::encode_text(const Text& text) {
             state.character = last;
             left_end = match.end;
             // what rstrip has taken may still start another token
-            matched = match.token_end < match.end && next_match<kStorage>(text, match.token_end, match.end, left_end,
-                                                                          &state.ignore, &match);
+            matched = match.token_end < match.end &&
+                      next_match<kStorage>(text, match.token_end, match.end, left_end, &state.ignore, &match);
         }
     }
     int64_t position;
@@ -534,7 +540,7 @@ void Encoder::take_words(const ScanState& state) {
     const int64_t words =
         kernels_.bounds(state.starts, state.members, state.size, scratch_.first.data(), scratch_.last.data());
     // every token takes a byte at least; entries are stored whole
-    block_.ids.reserve(block_.size + state.size + kEntryIds + 1);
+    block_.ids.reserve(block_.size + state.size + CachedWord::kIds);
     if (options_.offsets) {
         take_spans(state, words);
     } else {
@@ -549,47 +555,71 @@ void Encoder::take_ids(const ScanState& state, int64_t words) {
     const uint32_t *first = scratch_.first.data(), *last = scratch_.last.data();
     int32_t* out = block_.ids.data() + block_.size;
     const int32_t* const end = block_.ids.data() + std::min(limit_, block_.ids.capacity());
-    for (int64_t i = 0; i < words && out < end; ++i) {
-        const uint8_t* const word = state.bytes + first[i];
-        const int64_t size = static_cast<int64_t>(last[i]) + 1 - first[i];
-        if (size > kShortWord) {
-            out += vocabulary.split(word, size, out, nullptr);
-            continue;
+    uint64_t low[kBatch], high[kBatch], hash[kBatch];
+    for (int64_t begin = 0; begin < words && out < end; begin += kBatch) {
+        // The loads of a batch do not wait for its branches.
+        const int64_t count = std::min(words - begin, kBatch);
+        for (int64_t i = 0; i < count; ++i) {
+            const uint8_t* const word = state.bytes + first[begin + i];
+            const int64_t size = static_cast<int64_t>(last[begin + i]) + 1 - first[begin + i];
+            const WordMask& mask = kWordMasks[std::min(size, kShortWord)];
+            low[i] = load64(word) & mask.low;
+            high[i] = load64(word + 8) & mask.high;
+            hash[i] = hash_word(low[i], high[i]);
+            __builtin_prefetch(table + (hash[i] >> shift));
         }
-        const uint64_t low = load64(word) & kWordMasks[size].low, high = load64(word + 8) & kWordMasks[size].high;
-        const uint64_t hash = hash_word(low, high);
-        const WordEntry* entry = table + (hash >> shift);
-        if (entry->low == low && entry->high == high) {
-            *out++ = entry->ids[0];
-        } else {
-            out += take_other(entry, low, high, hash, word, size, out);
+        for (int64_t i = 0; i < count && out < end; ++i) {
+            const uint8_t* const word = state.bytes + first[begin + i];
+            const int64_t size = static_cast<int64_t>(last[begin + i]) + 1 - first[begin + i];
+            const WordEntry* const entry = table + (hash[i] >> shift);
+            if (size > kShortWord) {
+                out += take_long(word, size, out);
+            } else if (entry->low == low[i] && entry->high == high[i]) {
+                *out++ = entry->id;
+            } else {
+                out += take_short(entry, low[i], high[i], hash[i], word, size, out);
+            }
         }
     }
     block_.size = out - block_.ids.data();
 }
 
-// A short word that is not in the slot of its hash. Returns the number of ids.
-int64_t Encoder::take_other(const WordEntry* entry, uint64_t low, uint64_t high, uint64_t hash, const uint8_t* word,
+int64_t Encoder::take_short(const WordEntry* entry, uint64_t low, uint64_t high, uint64_t hash, const uint8_t* word,
                             int64_t size, int32_t* ids) {
     const Vocabulary& vocabulary = tokenizer_.vocabulary_;
     while (entry->count != 0) {
         const uint64_t next = (static_cast<uint64_t>(entry - vocabulary.words()) + 1) & vocabulary.slot_mask();
         entry = vocabulary.words() + next;
         if (entry->low == low && entry->high == high) {
-            ids[0] = entry->ids[0];
+            ids[0] = entry->id;
             return 1;
         }
     }
-    WordEntry& known = scratch_.cache[hash >> kCacheShift & (scratch_.cache.size() - 1)];
-    if (known.low != low || known.high != high) {
-        const int64_t count = vocabulary.split(word, size, ids, nullptr);
-        if (count > kEntryIds) return count;
-        known = {low, high, {}, static_cast<int32_t>(count)};
-        std::copy_n(ids, count, known.ids);
-        return count;
+    return take_cached({low, high, 0, 0}, hash, word, size, ids);
+}
+
+int64_t Encoder::take_long(const uint8_t* word, int64_t size, int32_t* ids) {
+    if (size > CachedWord::kBytes) return tokenizer_.vocabulary_.split(word, size, ids, nullptr);
+    const WordMask& mask = kWordMasks[size - 16];
+    const uint64_t key[4] = {load64(word), load64(word + 8), load64(word + 16) & mask.low,
+                             load64(word + 24) & mask.high};
+    return take_cached(key, hash_word(hash_word(key[0], key[1]) >> 20 ^ key[2], key[3]), word, size, ids);
+}
+
+int64_t Encoder::take_cached(const uint64_t (&key)[CachedWord::kBytes / 8], uint64_t hash, const uint8_t* word,
+                             int64_t size, int32_t* ids) {
+    CachedWord& known = scratch_.cache[hash >> kCacheShift & (scratch_.cache.size() - 1)];
+    if (known.key[0] == key[0] && known.key[1] == key[1] && known.key[2] == key[2] && known.key[3] == key[3]) {
+        std::memcpy(ids, known.ids, sizeof known.ids);
+        return known.count;
     }
-    std::memcpy(ids, known.ids, sizeof known.ids);
-    return known.count;
+    const int64_t count = tokenizer_.vocabulary_.split(word, size, ids, nullptr);
+    if (count <= CachedWord::kIds) {
+        std::copy_n(key, 4, known.key);
+        std::copy_n(ids, count, known.ids);
+        known.count = static_cast<int32_t>(count);
+    }
+    return count;
 }
 
 void Encoder::take_spans(const ScanState& state, int64_t words) {

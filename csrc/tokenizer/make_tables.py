@@ -24,7 +24,9 @@ SYLLABLES = range(0xAC00, 0xD7A4)  # Hangul: decomposed by arithmetic, not by a 
 PROPERTIES = ("clean_drop", "clean_space", "cjk", "mark", "whitespace", "punctuation", "word", "regex_space")
 
 
-def bert(*, clean_text: bool = False, handle_chinese_chars: bool = False, strip_accents: bool = False) -> BertNormalizer:
+def bert(
+    *, clean_text: bool = False, handle_chinese_chars: bool = False, strip_accents: bool = False
+) -> BertNormalizer:
     return BertNormalizer(clean_text, handle_chinese_chars, strip_accents, lowercase=False)
 
 
@@ -132,7 +134,9 @@ def array(name: str, values: Iterable[int]) -> str:
             line = "   "
         line += word
     body = "\n".join([*lines, line])
-    return f"const uint32_t {name}[] = {{\n{body}\n}};\nconst size_t {name}_size = sizeof({name}) / sizeof({name}[0]);\n"
+    return (
+        f"const uint32_t {name}[] = {{\n{body}\n}};\nconst size_t {name}_size = sizeof({name}) / sizeof({name}[0]);\n"
+    )
 
 
 def main() -> None:

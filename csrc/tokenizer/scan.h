@@ -1,5 +1,5 @@
-// The inner loops: text to normalized UTF-8 with the bounds of its words. Included by scan_kernels.cpp, which is compiled
-// once for each instruction set, so there is no standard library and no inline function in here.
+// The inner loops: text to normalized UTF-8 with the bounds of its words. Included by scan_kernels.cpp, which is
+// compiled once for each instruction set, so there is no standard library and no inline function in here.
 #pragma once
 
 #include <stddef.h>

@@ -2,8 +2,25 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace fastbert {
+
+void* allocate_pages(size_t bytes) {
+    constexpr size_t kLine = 64, kLargePage = size_t{2} << 20;
+    const size_t alignment = bytes > kLargePage / 2 ? kLargePage : kLine;
+    const size_t size = (bytes + alignment - 1) / alignment * alignment;
+    void* data = std::aligned_alloc(alignment, std::max(size, alignment));
+    if (data == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+    if (alignment == kLargePage) madvise(data, size, MADV_HUGEPAGE);  // a wish: nothing depends on it
+#endif
+    return data;
+}
 
 int64_t count_characters(const uint8_t* word, int64_t bytes) {
     int64_t count = 0;
@@ -30,14 +47,13 @@ Vocabulary::Vocabulary(const std::vector<std::pair<std::string, int32_t>>& token
 void Vocabulary::build_trie(std::vector<std::pair<std::string, int32_t>> keys) {
     std::sort(keys.begin(), keys.end());
     // Slots are taken in groups of 256, so that base ^ byte stays inside one; 0 is the root.
-    std::vector<int32_t> next_free;  // of free slots; a list by index
-    nodes_.clear();
+    std::vector<Node> nodes;
     size_t first_free = 0;  // everything below is taken
     const auto grow = [&](size_t size) {
-        while (nodes_.size() < size) nodes_.insert(nodes_.end(), 256, Node{0, -1, -1});
+        while (nodes.size() < size) nodes.insert(nodes.end(), 256, Node{0, -1, -1});
     };
     grow(256);
-    nodes_[0].parent = 0x7FFFFFFF;  // taken, and nobody's child
+    nodes[0].parent = 0x7FFFFFFF;  // taken, and nobody's child
 
     struct Work {
         int32_t node;
@@ -49,7 +65,7 @@ void Vocabulary::build_trie(std::vector<std::pair<std::string, int32_t>> keys) {
         Work work = stack.back();
         stack.pop_back();
         while (work.begin < work.end && keys[work.begin].first.size() == work.depth) {
-            nodes_[static_cast<size_t>(work.node)].id = keys[work.begin++].second;
+            nodes[static_cast<size_t>(work.node)].id = keys[work.begin++].second;
         }
         bytes.clear();
         for (size_t i = work.begin; i < work.end; ++i) {
@@ -57,29 +73,28 @@ void Vocabulary::build_trie(std::vector<std::pair<std::string, int32_t>> keys) {
             if (bytes.empty() || bytes.back().first != byte) bytes.emplace_back(byte, i);
         }
         if (bytes.empty()) continue;
-        while (first_free < nodes_.size() && nodes_[first_free].parent != -1) ++first_free;
+        while (first_free < nodes.size() && nodes[first_free].parent != -1) ++first_free;
         // the first base whose children are all free; many misses in crowded slots mean that they are full
         int32_t base = -1;
         int misses = 0;
         for (size_t slot = first_free; base < 0; ++slot) {
             grow(slot + 1);
-            if (nodes_[slot].parent != -1) continue;
+            if (nodes[slot].parent != -1) continue;
             const uint32_t candidate = static_cast<uint32_t>(slot) ^ bytes[0].first;
-            const bool fits = std::all_of(bytes.begin(), bytes.end(), [&](const auto& each) {
-                return nodes_[candidate ^ each.first].parent == -1;
-            });
+            const bool fits = std::all_of(bytes.begin(), bytes.end(),
+                                          [&](const auto& each) { return nodes[candidate ^ each.first].parent == -1; });
             if (fits) base = static_cast<int32_t>(candidate);
             if (!fits && ++misses == 512) first_free = slot + 1;
         }
-        nodes_[static_cast<size_t>(work.node)].base = base;
+        nodes[static_cast<size_t>(work.node)].base = base;
         for (size_t i = 0; i < bytes.size(); ++i) {
             const int32_t at = base ^ bytes[i].first;
-            nodes_[static_cast<size_t>(at)].parent = work.node;
+            nodes[static_cast<size_t>(at)].parent = work.node;
             const size_t end = i + 1 < bytes.size() ? bytes[i + 1].second : work.end;
             stack.push_back({at, bytes[i].second, end, work.depth + 1});
         }
     }
-    nodes_.shrink_to_fit();
+    nodes_.assign(nodes);
     start_ = child(0, 1);
     rest_ = child(0, 2);
 }
@@ -103,8 +118,8 @@ void Vocabulary::build_words(const std::vector<std::pair<std::string, int32_t>>&
     words_.assign(size_t{1} << bits, WordEntry{});
     for (const auto& [token, id] : whole) {
         WordEntry entry = {};
-        std::memcpy(&entry, token.data(), token.size());
-        entry.ids[0] = id;
+        std::memcpy(static_cast<void*>(&entry), token.data(), token.size());
+        entry.id = id;
         entry.count = 1;
         uint64_t slot = hash_word(entry.low, entry.high) >> shift_;
         while (words_[slot].count != 0) slot = (slot + 1) & slot_mask();

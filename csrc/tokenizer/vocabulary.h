@@ -1,21 +1,56 @@
 // WordPiece over UTF-8 words in which U+0000 is written C0 80.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace fastbert {
 
-// A short word and what it becomes: 16 bytes of the word, zeros behind it, and up to three ids.
-struct WordEntry {
+// Aligned to lines of the caches, or pages. Throws std::bad_alloc.
+void* allocate_pages(size_t bytes);
+
+// An array for lookups all over it: on large pages where the system has them, since a page's
+// address is looked up too.
+template <class T>
+class LookupArray {
+  public:
+    LookupArray() = default;
+    LookupArray(const LookupArray&) = delete;
+    LookupArray& operator=(const LookupArray&) = delete;
+    ~LookupArray() { std::free(data_); }
+
+    void assign(size_t size, const T& value) {
+        std::free(data_);
+        data_ = static_cast<T*>(allocate_pages(size * sizeof(T)));
+        size_ = size;
+        std::uninitialized_fill_n(data_, size, value);
+    }
+    void assign(const std::vector<T>& values) {
+        assign(values.size(), T{});
+        std::copy(values.begin(), values.end(), data_);
+    }
+    const T* data() const { return data_; }
+    size_t size() const { return size_; }
+    T& operator[](size_t i) { return data_[i]; }
+    const T& operator[](size_t i) const { return data_[i]; }
+
+  private:
+    T* data_ = nullptr;
+    size_t size_ = 0;
+};
+
+// A short word that is a piece: its bytes, zeros behind it, and its id. Two to a line of the caches.
+struct alignas(32) WordEntry {
     uint64_t low, high;
-    int32_t ids[3];
-    int32_t count;  // of ids; 0: the slot is empty
+    int32_t id;
+    int32_t count;  // 0: the slot is empty
 };
 constexpr int64_t kShortWord = 16;  // bytes
-constexpr int kEntryIds = 3;
 
 // (low * kHashLow + high * kHashHigh) >> shift: multiply-shift hashing of a pair (Dietzfelbinger et al. 1997).
 constexpr uint64_t kHashLow = 0x9E3779B97F4A7C15, kHashHigh = 0xC2B2AE3D27D4EB4F;
@@ -43,7 +78,7 @@ class Vocabulary {
     int64_t split(const uint8_t* word, int64_t bytes, int32_t* ids, uint32_t* ends) const;
 
     int32_t unk_id() const { return options_.unk_id; }
-    size_t memory() const { return nodes_.capacity() * sizeof(Node) + words_.capacity() * sizeof(WordEntry); }
+    size_t memory() const { return nodes_.size() * sizeof(Node) + words_.size() * sizeof(WordEntry); }
 
   private:
     // A double-array trie (Aoe 1989): the child of s by byte b is at base ^ b if its parent is s.
@@ -58,9 +93,9 @@ class Vocabulary {
     void build_words(const std::vector<std::pair<std::string, int32_t>>& tokens);
 
     VocabularyOptions options_;
-    std::vector<Node> nodes_;
+    LookupArray<Node> nodes_;
     int32_t start_ = 0, rest_ = 0;  // roots: of pieces that start a word, of those that continue one
-    std::vector<WordEntry> words_;
+    LookupArray<WordEntry> words_;
     int shift_ = 0;
 };
 
