@@ -1,4 +1,6 @@
-"""The C++ extension (csrc/bindings.cpp, csrc/tokenizer_bindings.cpp). Of the operations: addresses are data_ptr(), 0 for an absent tensor; strides count elements;
+"""The C++ extension (csrc/bindings.cpp, csrc/tokenizer_bindings.cpp).
+
+Of the operations: addresses are data_ptr(), 0 for an absent tensor; strides count elements;
 dtypes are 0 for float32 and 1 for bfloat16. Nothing is checked here: call the launchers in fastbert.cpu.
 """
 
@@ -203,9 +205,7 @@ class Encodings:
     def packed(self, field: str) -> numpy.typing.NDArray[numpy.int64]:
         """[total]: the rows one after another."""
 
-    def padded(
-        self, field: str, length: int, value: int = 0, left: bool = False
-    ) -> numpy.typing.NDArray[numpy.int64]:
+    def padded(self, field: str, length: int, value: int = 0, left: bool = False) -> numpy.typing.NDArray[numpy.int64]:
         """[rows, length], filled up with value on the right or the left. Raises ValueError for a shorter length than longest."""
 
     def lists(self, field: str) -> list[list[Any]]: ...

@@ -200,7 +200,7 @@ def test_cold_is_warm(content, ours):
 
 
 def test_layouts_agree(ours):
-    encodings = ours.encode(TEXTS[:3] + [(TEXTS[1], TEXTS[2])], offsets=True)
+    encodings = ours.encode([*TEXTS[:3], (TEXTS[1], TEXTS[2])], offsets=True)
     lengths = encodings.lengths()
     assert len(encodings) == 4 and encodings.total == lengths.sum() and encodings.longest == lengths.max()
     assert (encodings.cu_seqlens() == [0, *lengths.cumsum()]).all() and encodings.cu_seqlens().dtype == numpy.int32
