@@ -115,6 +115,18 @@ def test_every_code_point(theirs, ours, first):
     assert first_difference(theirs, ours, texts) is None
 
 
+@pytest.mark.parametrize(
+    "options", [{"single_word": True}, {"lstrip": True}, {"rstrip": True}], ids=lambda each: next(iter(each))
+)
+def test_every_neighbour_of_an_added_token(content, options):
+    theirs = peer(content)
+    theirs.add_tokens([tokenizers.AddedToken("[T]", normalized=False, **options)])
+    ours = core({**content, "added_tokens": _added_tokens(theirs)})
+    points = [chr(c) for c in (*range(0xD800), *range(0xE000, 0x20000), *range(0xE0000, 0xE0200))]
+    texts = ["".join(f"-{c}[T]{c}-" for c in points[i : i + 256]) for i in range(0, len(points), 256)]
+    assert first_difference(theirs, ours, texts) is None
+
+
 @pytest.mark.parametrize("limit", [0, 1, 3, 100])
 @pytest.mark.parametrize("prefix", ["##", "", "a"], ids=["hashes", "none", "letter"])
 def test_other_vocabularies(prefix, limit):
@@ -142,6 +154,7 @@ def test_bytes_of_every_kind_are_the_text(ours):
         "int32": (memoryview(joined), bounds.astype(numpy.int32)),
         "numpy": (numpy.array(TEXTS),),
         "strided": (numpy.array([each for text in TEXTS for each in (text, "")])[::2],),
+        "StringDType": (numpy.array(TEXTS, dtype=numpy.dtypes.StringDType()),),
         "string": (ArrowStrings(encoded, "u"),),
         "large_string": (ArrowStrings(encoded, "U"),),
         "string_view": (ArrowStrings(encoded, "vu"),),
@@ -288,6 +301,7 @@ def test_wrong_types(ours, arguments, error, message):
         ((numpy.array(["a"]).astype(">U1"),), TypeError, "native byte order"),
         ((numpy.array([["a"]]),), TypeError, "2 dimensions"),
         ((numpy.array([1.0]),), TypeError, "format 'd'"),
+        ((numpy.array(["a", None], dtype=numpy.dtypes.StringDType(na_object=None)),), ValueError, "row 1 is missing"),
         ((ArrowStrings([b"a", None], "u"),), ValueError, "row 1 is null"),
         ((ArrowStrings([b"a"], "i"),), TypeError, "of format 'i'"),
     ],

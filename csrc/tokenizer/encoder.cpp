@@ -13,11 +13,12 @@ namespace {
 
 constexpr int64_t kChunk = 4096;    // units read at a time: what they become stays in the first cache
 constexpr int64_t kLookBack = 512;  // how far a chunk's end is moved to come behind a space
-constexpr int64_t kPadding = 64;    // vectors are written whole
+constexpr int64_t kUnitsPerToken = 5;
+constexpr int64_t kPadding = 64;  // vectors are written whole
 constexpr int64_t kMostUnits = INT32_MAX - 64;
 constexpr int64_t kBatch = 32;   // words whose table entries are fetched at a time
 constexpr int kCacheShift = 24;  // other bits of the hash than those that choose a slot of the table
-constexpr int64_t kUnlimited = INT64_MAX / 4;
+constexpr int64_t kUnlimited = INT64_MAX / 64;
 
 // The bytes of a 16-byte load that belong to a word of this size.
 struct WordMask {
@@ -331,8 +332,10 @@ void Encoder::encode_text(const Text& text) {
 // Where a chunk from `begin` on may end: behind a character that no word and no run of marks extends over.
 template <Storage kStorage>
 int64_t Encoder::chunk_end(const Text& text, int64_t begin) const {
-    if (text.size - begin <= kChunk) return text.size;
-    const int64_t wanted = begin + kChunk;
+    // no more than the tokens that are wanted are likely to take
+    const int64_t chunk = std::min(kChunk, kLookBack + kUnitsPerToken * (limit_ - block_.size));
+    if (text.size - begin <= chunk) return text.size;
+    const int64_t wanted = begin + chunk;
     const auto unit = [&](int64_t i) -> uint32_t {
         if (kStorage == Storage::ucs2) return static_cast<const uint16_t*>(text.data)[i];
         if (kStorage == Storage::ucs4) return static_cast<const uint32_t*>(text.data)[i];

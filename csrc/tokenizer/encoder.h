@@ -21,8 +21,8 @@ struct CachedWord {
 
 // Working memory of a thread, used again by later calls. No result depends on what is in it.
 struct Scratch {
-    static constexpr int kCacheBits = 13;
-    static constexpr size_t kMostKept = 3 << 20;  // bytes
+    static constexpr int kCacheBits = 14;
+    static constexpr size_t kMostKept = 2 << 20;  // bytes
 
     Buffer<uint8_t> bytes;
     Buffer<uint64_t> starts, members;

@@ -66,7 +66,6 @@ struct ScanKernels {
     int64_t (*bounds)(const uint64_t* starts, const uint64_t* members, int64_t size, uint32_t* first, uint32_t* last);
     // Whether all code points are valid; if not, `position` of the first that is not.
     bool (*valid[4])(const void* data, int64_t begin, int64_t end, int64_t* position);
-    void (*widen)(const int32_t* from, int64_t count, int64_t* to);
 };
 
 }  // namespace fastbert

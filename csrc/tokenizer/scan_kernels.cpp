@@ -437,9 +437,12 @@ bool valid(const void* data, int64_t begin, int64_t end, int64_t* position) {
     if (kStorage == Storage::ucs1) return true;
     for (int64_t i = begin; i < end;) {
         if (end - i >= kBlock) {
-            uint64_t other;
-            load(p + i, kBlock, &other);
-            if (other == 0) {
+            uint32_t suspect = 0;  // without a branch for each: vectorized
+            for (int k = 0; k < kBlock; ++k) {
+                const uint32_t c = p[i + k];
+                suspect |= kStorage == Storage::utf8 ? c & 0x80 : (c & 0xFFFFF800) == 0xD800 || c > 0x10FFFF;
+            }
+            if (suspect == 0) {
                 i += kBlock;
                 continue;
             }
@@ -486,10 +489,6 @@ int64_t bounds(const uint64_t* starts, const uint64_t* members, int64_t size, ui
     return next_first - first;
 }
 
-void widen(const int32_t* from, int64_t count, int64_t* to) {
-    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
-}
-
 }  // namespace
 
 namespace FASTBERT_ISA {
@@ -500,7 +499,6 @@ const ScanKernels scan_kernels = {
     {scan<Storage::ucs1, true>, scan<Storage::ucs2, true>, scan<Storage::ucs4, true>, scan<Storage::utf8, true>},
     bounds,
     {valid<Storage::ucs1>, valid<Storage::ucs2>, valid<Storage::ucs4>, valid<Storage::utf8>},
-    widen,
 };
 
 }  // namespace FASTBERT_ISA

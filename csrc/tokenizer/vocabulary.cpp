@@ -41,6 +41,7 @@ Vocabulary::Vocabulary(const std::vector<std::pair<std::string, int32_t>>& token
         }
     }
     build_trie(std::move(keys));
+    build_steps();
     build_words(tokens);
 }
 
@@ -95,8 +96,23 @@ void Vocabulary::build_trie(std::vector<std::pair<std::string, int32_t>> keys) {
         }
     }
     nodes_.assign(nodes);
-    start_ = child(0, 1);
-    rest_ = child(0, 2);
+    roots_[0] = child(0, 1);
+    roots_[1] = child(0, 2);
+}
+
+void Vocabulary::build_steps() {
+    for (int root = 0; root < 2; ++root) {
+        for (int letters = 0; letters < 32 * 32; ++letters) {
+            Step step = {roots_[root], -1, 0};
+            for (int i = 1; i <= 2 && step.node >= 0; ++i) {
+                step.node = child(step.node, static_cast<uint8_t>(0x60 | (i == 1 ? letters >> 5 : letters & 31)));
+                if (step.node < 0 || nodes_[static_cast<size_t>(step.node)].id < 0) continue;
+                step.id = nodes_[static_cast<size_t>(step.node)].id;
+                step.length = i;
+            }
+            steps_[root][letters] = step;
+        }
+    }
 }
 
 void Vocabulary::build_words(const std::vector<std::pair<std::string, int32_t>>& tokens) {
@@ -132,9 +148,19 @@ int64_t Vocabulary::split(const uint8_t* word, int64_t bytes, int32_t* ids, uint
     if (bytes <= options_.max_input_chars_per_word ||
         count_characters(word, bytes) <= options_.max_input_chars_per_word) {
         while (begin < bytes) {
-            int32_t node = begin == 0 ? start_ : rest_, id = -1;
-            int64_t end = begin;
-            for (int64_t i = begin; i < bytes && node >= 0;) {
+            int32_t node = roots_[begin != 0], id = -1;
+            int64_t end = begin, i = begin;
+            if (bytes - begin >= 2) {
+                const unsigned a = word[begin] ^ 0x60u, b = word[begin + 1] ^ 0x60u;
+                if ((a | b) < 32) {
+                    const Step& step = steps_[begin != 0][a << 5 | b];
+                    node = step.node;
+                    id = step.id;
+                    end = begin + step.length;
+                    i = begin + 2;
+                }
+            }
+            while (i < bytes && node >= 0) {
                 node = child(node, word[i++]);
                 if (node >= 0 && nodes_[static_cast<size_t>(node)].id >= 0) {
                     id = nodes_[static_cast<size_t>(node)].id;

@@ -90,11 +90,18 @@ class Vocabulary {
         return nodes_[at].parent == node ? static_cast<int32_t>(at) : -1;
     }
     void build_trie(std::vector<std::pair<std::string, int32_t>> keys);
+    void build_steps();
     void build_words(const std::vector<std::pair<std::string, int32_t>>& tokens);
 
     VocabularyOptions options_;
     LookupArray<Node> nodes_;
-    int32_t start_ = 0, rest_ = 0;  // roots: of pieces that start a word, of those that continue one
+    int32_t roots_[2] = {-1, -1};  // of pieces that start a word, of those that continue one
+
+    // Where two lowercase letters lead from a root, and the longest piece on the way: most walks start there.
+    struct Step {
+        int32_t node, id, length;
+    };
+    Step steps_[2][32 * 32];  // by the letters' lowest five bits
     LookupArray<WordEntry> words_;
     int shift_ = 0;
 };

@@ -103,7 +103,7 @@ int64_t WordPiece::special_tokens(bool pair) const {
 size_t WordPiece::memory() const {
     // the working memory counts in full, although it grows with use
     return sizeof *this + vocabulary_.memory() + raw_.memory() + normalized_.memory() + normalizer_.memory() +
-           kScratches * Scratch::kMostKept / 4;
+           kScratches * Scratch::kMostKept;
 }
 
 Encodings WordPiece::encode(const EncodeInput& input, const EncodeOptions& options) const {

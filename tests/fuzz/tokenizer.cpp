@@ -171,7 +171,8 @@ int main(int argc, char** argv) {
                                  "word",
                                  "\xC3\xA9",
                                  "e\xCC\x81",
-                                 "\xE4\xB8\xADa",
+                                 "\xE4\xB8\xAD"
+                                 "a",
                                  "中",
                                  "가",
                                  "\xF0\x9F\x98\x80",
