@@ -208,6 +208,8 @@ void add_views(const ArrowArray& array, std::vector<Text>& texts) {
         int32_t fields[4];  // size, prefix, buffer, offset; or size and the text itself
         std::memcpy(fields, views, sizeof fields);
         const void* data = views + 4;
+        if (fields[0] < 0)
+            throw py::value_error("row " + std::to_string(i) + " of the Arrow array has a negative size");
         if (fields[0] > 12) {
             if (fields[2] < 0 || fields[2] + 3 >= array.n_buffers) {
                 throw py::value_error("row " + std::to_string(i) + " of the Arrow array lies in no buffer of it");

@@ -69,8 +69,7 @@ class Encoder {
     void take_ids(const ScanState& state, int64_t words);
     void take_spans(const ScanState& state, int64_t words);
     // Words that are not in their own slot of the table. Both write the ids and return how many.
-    int64_t take_short(const WordEntry* entry, uint64_t low, uint64_t high, uint64_t hash, const uint8_t* word,
-                       int64_t size, int32_t* ids);
+    int64_t take_short(uint64_t low, uint64_t high, uint64_t hash, const uint8_t* word, int64_t size, int32_t* ids);
     int64_t take_long(const uint8_t* word, int64_t size, int32_t* ids);
     int64_t take_cached(const uint64_t (&key)[CachedWord::kBytes / 8], uint64_t hash, const uint8_t* word, int64_t size,
                         int32_t* ids);

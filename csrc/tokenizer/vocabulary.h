@@ -44,11 +44,9 @@ class LookupArray {
     size_t size_ = 0;
 };
 
-// A short word that is a piece: its bytes, zeros behind it, and its id. Two to a line of the caches.
-struct alignas(32) WordEntry {
+// A short word that is a piece: its bytes, zeros behind it.
+struct WordKey {
     uint64_t low, high;
-    int32_t id;
-    int32_t count;  // 0: the slot is empty
 };
 constexpr int64_t kShortWord = 16;  // bytes
 
@@ -69,16 +67,23 @@ class Vocabulary {
   public:
     Vocabulary(const std::vector<std::pair<std::string, int32_t>>& tokens, VocabularyOptions options);
 
-    // The slots from the word's own on, until an empty one; the table of words that are one piece.
-    const WordEntry* words() const { return words_.data(); }
-    int shift() const { return shift_; }
-    uint64_t slot_mask() const { return words_.size() - 1; }
+    // The table of short words that are one piece: the slots from the word's own on, until an empty one, hold its
+    // number in keys and ids, or 0. Vocabularies list frequent words first, so that what is looked up most lies
+    // together.
+    struct Words {
+        const uint32_t* slots;
+        const WordKey* keys;
+        const int32_t* ids;
+        uint64_t mask;
+        int shift;  // of the hash, to the slot
+    };
+    Words words() const { return {slots_.data(), keys_.data(), ids_.data(), slots_.size() - 1, shift_}; }
 
     // Splits a word into ids [bytes] and, unless null, the byte each piece ends at [bytes]. Returns how many.
     int64_t split(const uint8_t* word, int64_t bytes, int32_t* ids, uint32_t* ends) const;
 
     int32_t unk_id() const { return options_.unk_id; }
-    size_t memory() const { return nodes_.size() * sizeof(Node) + words_.size() * sizeof(WordEntry); }
+    size_t memory() const;
 
   private:
     // A double-array trie (Aoe 1989): the child of s by byte b is at base ^ b if its parent is s.
@@ -102,7 +107,9 @@ class Vocabulary {
         int32_t node, id, length;
     };
     Step steps_[2][32 * 32];  // by the letters' lowest five bits
-    LookupArray<WordEntry> words_;
+    LookupArray<uint32_t> slots_;
+    LookupArray<WordKey> keys_;
+    LookupArray<int32_t> ids_;
     int shift_ = 0;
 };
 
