@@ -1,5 +1,7 @@
 #include "text_columns.h"
 
+#include <pybind11/stl.h>
+
 #include <cstring>
 #include <string>
 #include <utility>
