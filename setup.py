@@ -115,7 +115,7 @@ class NinjaBuildExt(build_ext):
             print(f"{shlex.join(self.cxx)} has no -fopenmp: the extension will use one thread", file=sys.stderr)
         user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
         user_link_flags = shlex.split(os.environ.get("LDFLAGS", ""))
-        shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+        shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared", "-pthread"]
         includes = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
         version = f'-DFASTBERT_VERSION="{self.distribution.get_version()}"'
 

@@ -1,5 +1,5 @@
-// fastbert._C. The only file that knows pybind11, and none knows torch: tensors arrive as addresses, sizes and strides
-// (in elements), and the caller has checked them. Address 0 stands for an absent tensor.
+// fastbert._C. Only the files beside this one know Python, and none knows torch: tensors arrive as addresses, sizes and
+// strides (in elements), and the caller has checked them. Address 0 stands for an absent tensor.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

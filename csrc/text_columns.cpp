@@ -1,5 +1,7 @@
 #include "text_columns.h"
 
+#include <pybind11/stl.h>
+
 #include <cstring>
 #include <string>
 #include <utility>
@@ -93,6 +95,60 @@ void add_fixed_width(const py::object& array, std::vector<Text>& texts, Owners& 
     }
 }
 
+// ---- NumPy arrays of StringDType, through NumPy's C interface, which has these functions at fixed places since 2.0
+// ----
+
+struct NumpyString {
+    size_t size;
+    const char* data;
+};
+constexpr int kStringLoad = 313, kAcquireAllocator = 316, kReleaseAllocator = 318;
+
+struct StringOwner : TextColumn::Owner {
+    std::string text;
+};
+
+// Copies the texts: NumPy's lock, which reading them takes, must not be held where the interpreter's is given up.
+void add_variable_width(const py::object& array, std::vector<Text>& texts, Owners& owners) {
+    const py::object api = py::module_::import("numpy._core._multiarray_umath").attr("_ARRAY_API");
+    auto* const functions = static_cast<void**>(PyCapsule_GetPointer(api.ptr(), nullptr));
+    if (functions == nullptr) throw py::error_already_set();
+    const auto load = reinterpret_cast<int (*)(void*, const void*, NumpyString*)>(functions[kStringLoad]);
+    const auto acquire = reinterpret_cast<void* (*)(PyObject*)>(functions[kAcquireAllocator]);
+    const auto release = reinterpret_cast<void (*)(void*)>(functions[kReleaseAllocator]);
+
+    const auto shape = array.attr("shape").cast<std::vector<py::ssize_t>>();
+    const auto strides = array.attr("strides").cast<std::vector<py::ssize_t>>();
+    if (shape.size() != 1) {
+        throw py::type_error("the array has " + std::to_string(shape.size()) + " dimensions; expected one");
+    }
+    const auto* const data = reinterpret_cast<const char*>(array.attr("ctypes").attr("data").cast<uintptr_t>());
+    const py::object dtype = array.attr("dtype");
+    auto owner = std::make_unique<StringOwner>();
+    std::vector<int64_t> bounds{0};
+    py::ssize_t missing = -1;
+    {
+        const std::unique_ptr<void, void (*)(void*)> allocator(acquire(dtype.ptr()), release);
+        for (py::ssize_t i = 0; i < shape[0] && missing < 0; ++i) {
+            NumpyString text = {0, nullptr};
+            if (load(allocator.get(), data + i * strides[0], &text) != 0) {
+                missing = i;
+            } else {
+                if (text.size > 0) owner->text.append(text.data, text.size);
+                bounds.push_back(static_cast<int64_t>(owner->text.size()));
+            }
+        }
+    }
+    if (missing >= 0) throw py::value_error("row " + std::to_string(missing) + " is missing; expected a text");
+    add_rows(owner->text.data(), bounds.back(), bounds.data(), static_cast<int64_t>(bounds.size()) - 1, texts);
+    owners.push_back(std::move(owner));
+}
+
+bool is_variable_width(const py::object& data) {
+    return py::hasattr(data, "dtype") && py::hasattr(data.attr("dtype"), "kind") &&
+           py::str(data.attr("dtype").attr("kind")).cast<std::string>() == "T";
+}
+
 // ---- Arrow's C data interface: https://arrow.apache.org/docs/format/CDataInterface.html ----
 
 struct ArrowSchema {
@@ -154,6 +210,8 @@ void add_views(const ArrowArray& array, std::vector<Text>& texts) {
         int32_t fields[4];  // size, prefix, buffer, offset; or size and the text itself
         std::memcpy(fields, views, sizeof fields);
         const void* data = views + 4;
+        if (fields[0] < 0)
+            throw py::value_error("row " + std::to_string(i) + " of the Arrow array has a negative size");
         if (fields[0] > 12) {
             if (fields[2] < 0 || fields[2] + 3 >= array.n_buffers) {
                 throw py::value_error("row " + std::to_string(i) + " of the Arrow array lies in no buffer of it");
@@ -238,6 +296,8 @@ TextColumn::TextColumn(const py::object& data, const py::object& bounds) {
         add_arrow_array(data, texts_, owners_);
     } else if (py::hasattr(data, "__arrow_c_stream__")) {
         add_arrow_stream(data, texts_, owners_);
+    } else if (is_variable_width(data)) {
+        add_variable_width(data, texts_, owners_);
     } else if (py::hasattr(data, "__array_interface__")) {
         add_fixed_width(data, texts_, owners_);
     } else if (PyObject_CheckBuffer(data.ptr())) {

@@ -12,8 +12,8 @@ namespace fastbert {
 
 class TextColumn {
   public:
-    // data: bytes-like, with the rows' bounds (int32 or int64, one more than rows) or as one text; a list of bytes-like; a
-    // NumPy array of strings; or what offers Arrow's C data interface. Raises TypeError and ValueError.
+    // data: bytes-like, with the rows' bounds (int32 or int64, one more than rows) or as one text; a list of
+    // bytes-like; a NumPy array of strings; or what offers Arrow's C data interface. Raises TypeError and ValueError.
     TextColumn(const pybind11::object& data, const pybind11::object& bounds);
     ~TextColumn();
     TextColumn(const TextColumn&) = delete;

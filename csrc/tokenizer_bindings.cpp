@@ -1,5 +1,5 @@
-// fastbert._C.WordPiece and Encodings: Python's strings and buffers in, NumPy arrays and lists out. The tokenizer itself, in
-// tokenizer/, knows nothing of Python.
+// fastbert._C.WordPiece and Encodings: Python's strings and buffers in, NumPy arrays and lists out. The tokenizer
+// itself, in tokenizer/, knows nothing of Python.
 #include "tokenizer_bindings.h"
 
 #include <pybind11/numpy.h>
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "text_columns.h"
+#include "text_lists.h"
 #include "tokenizer/encodings.h"
 #include "tokenizer/wordpiece.h"
 
@@ -28,131 +29,9 @@ std::string shown(int64_t value) {
     return std::to_string(value);
 }
 
-std::string type_name(PyObject* object) {
-    return Py_TYPE(object)->tp_name;
-}
-
-// ---- texts ----
-
-// The texts of a call, and what keeps them alive: a list may change while the lock is not held.
-class Texts {
-  public:
-    Texts() = default;
-    Texts(const Texts&) = delete;
-    Texts& operator=(const Texts&) = delete;
-    ~Texts() {
-        for (PyObject* object : held_) Py_DECREF(object);
-    }
-
-    EncodeInput input;
-    int64_t units() const {
-        int64_t sum = 0;
-        for (const Text& text : input.texts) sum += text.size;
-        return sum;
-    }
-
-    void add(PyObject* object, const char* argument, int64_t index) {
-        if (!PyUnicode_Check(object)) {
-            throw py::type_error(std::string(argument) + "[" + shown(index) + "] is of type " + type_name(object) +
-                                 "; expected " + (input.words ? "words, as a list of str" : "str, or a pair of them"));
-        }
-        input.texts.push_back(text_of(object));
-        Py_INCREF(object);
-        held_.push_back(object);
-    }
-    void reserve(size_t size) {
-        input.texts.reserve(size);
-        held_.reserve(size);
-    }
-
-  private:
-    static Text text_of(PyObject* object) {
-#if PY_VERSION_HEX < 0x030C0000
-        if (PyUnicode_READY(object) != 0) throw py::error_already_set();
-#endif
-        const int kind = static_cast<int>(PyUnicode_KIND(object));
-        const Storage storage = kind == 1 ? Storage::ucs1 : kind == 2 ? Storage::ucs2 : Storage::ucs4;
-        return {PyUnicode_DATA(object), static_cast<int64_t>(PyUnicode_GET_LENGTH(object)), storage};
-    }
-
-    std::vector<PyObject*> held_;
-};
-
-bool is_list(PyObject* object) {
-    return PyList_Check(object) || PyTuple_Check(object);
-}
-int64_t list_size(PyObject* list) {
-    return static_cast<int64_t>(PySequence_Fast_GET_SIZE(list));
-}
-PyObject* list_item(PyObject* list, int64_t i) {
-    return PySequence_Fast_GET_ITEM(list, static_cast<Py_ssize_t>(i));
-}
-
-// Appends the parts of one side of a sample; returns how many.
-int64_t add_side(Texts& texts, PyObject* object, const char* argument, int64_t index) {
-    if (!texts.input.words) {
-        texts.add(object, argument, index);
-        return 1;
-    }
-    if (!is_list(object)) {
-        throw py::type_error(std::string(argument) + "[" + shown(index) + "] is of type " + type_name(object) +
-                             "; expected words, as a list of str");
-    }
-    for (int64_t i = 0; i < list_size(object); ++i) texts.add(list_item(object, i), argument, index);
-    return list_size(object);
-}
-
-// Whether an item of texts is a pair: (str, str), or (words, words).
-bool is_pair(PyObject* item, bool words) {
-    if (!is_list(item) || list_size(item) != 2) return false;
-    PyObject *a = list_item(item, 0), *b = list_item(item, 1);
-    return words ? is_list(a) && is_list(b) : PyUnicode_Check(a) && PyUnicode_Check(b);
-}
-
-void add_texts(Texts& texts, PyObject* list, PyObject* pairs) {
-    if (pairs == nullptr && PyUnicode_Check(list)) {
-        if (texts.input.words) throw py::type_error("texts is a str; expected words, as a list of lists of str");
-        texts.add(list, "texts", 0);
-        return;
-    }
-    if (pairs != nullptr && PyUnicode_Check(list) && PyUnicode_Check(pairs)) {
-        texts.add(list, "texts", 0);
-        texts.add(pairs, "pairs", 0);
-        texts.input.samples.push_back({0, 1, 1});
-        return;
-    }
-    for (PyObject* each : {list, pairs}) {
-        if (each != nullptr && !is_list(each)) {
-            throw py::type_error(std::string(each == list ? "texts" : "pairs") + " is of type " + type_name(each) +
-                                 "; expected a list, or a str");
-        }
-    }
-    const int64_t count = list_size(list);
-    if (pairs != nullptr && list_size(pairs) != count) {
-        throw py::value_error("texts and pairs have " + shown(count) + " and " + shown(list_size(pairs)) +
-                              " items; expected as many of either");
-    }
-    texts.reserve(static_cast<size_t>(pairs == nullptr ? count : 2 * count));
-    bool plain = pairs == nullptr && !texts.input.words;
-    for (int64_t i = 0; i < count && plain; ++i) plain = PyUnicode_Check(list_item(list, i));
-    for (int64_t i = 0; i < count; ++i) {
-        PyObject* item = list_item(list, i);
-        if (plain) {
-            texts.add(item, "texts", i);
-            continue;
-        }
-        Sample sample = {static_cast<int64_t>(texts.input.texts.size()), 0, -1};
-        if (pairs != nullptr) {
-            sample.count = add_side(texts, item, "texts", i);
-            sample.pair_count = add_side(texts, list_item(pairs, i), "pairs", i);
-        } else if (is_pair(item, texts.input.words)) {
-            sample.count = add_side(texts, list_item(item, 0), "texts", i);
-            sample.pair_count = add_side(texts, list_item(item, 1), "texts", i);
-        } else {
-            sample.count = add_side(texts, item, "texts", i);
-        }
-        texts.input.samples.push_back(sample);
-    }
+PyObject* checked(PyObject* object) {
+    if (object == nullptr) throw py::error_already_set();
+    return object;
 }
 
 // ---- options ----
@@ -287,7 +166,8 @@ std::unique_ptr<WordPiece> make_wordpiece(const py::dict& vocab, const py::str& 
     options.unk_id = vocab[unk_token].cast<int32_t>();
     options.prefix = utf8(prefix);
     if (max_input_chars_per_word < 0) {
-        throw py::value_error("max_input_chars_per_word is " + shown(max_input_chars_per_word) + "; expected 0 or more");
+        throw py::value_error("max_input_chars_per_word is " + shown(max_input_chars_per_word) +
+                              "; expected 0 or more");
     }
     options.max_input_chars_per_word = max_input_chars_per_word;
     options.normalizer = {clean_text, handle_chinese_chars, strip_accents, lowercase};
@@ -311,6 +191,59 @@ std::string normalize(const WordPiece& tokenizer, const py::str& text) {
     }
     return result;
 }
+
+// ---- one text to a dictionary: the call that people make most, without pybind11's dispatcher ----
+
+PyObject* int_list(const int64_t* values, int64_t count) {
+    PyObject* list = PyList_New(static_cast<Py_ssize_t>(count));
+    for (int64_t i = 0; list != nullptr && i < count; ++i) {
+        PyObject* item = PyLong_FromLongLong(values[i]);
+        if (item == nullptr) Py_CLEAR(list);
+        if (list != nullptr) PyList_SET_ITEM(list, static_cast<Py_ssize_t>(i), item);
+    }
+    return list;
+}
+
+// encode_dict(text, add_special_tokens, max_length, /)
+PyObject* encode_dict(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+    try {
+        if (count != 3) throw py::type_error("encode_dict takes text, add_special_tokens and max_length");
+        const auto& tokenizer = py::handle(self).cast<const WordPiece&>();
+        Texts texts;
+        texts.add(arguments[0], "texts", 0);
+        EncodeOptions options;
+        const int special = PyObject_IsTrue(arguments[1]);
+        options.max_length = PyLong_AsLongLong(arguments[2]);
+        if (special < 0 || PyErr_Occurred()) throw py::error_already_set();
+        options.add_special_tokens = special != 0;
+        const Encodings encodings = encode(tokenizer, texts.input, texts.units(), options);
+        const Row& row = encodings.rows[0];
+        std::vector<int64_t> values(static_cast<size_t>(encodings.longest()));
+        const auto result = py::reinterpret_steal<py::dict>(checked(PyDict_New()));
+        static PyObject* const keys[] = {PyUnicode_InternFromString("input_ids"),
+                                         PyUnicode_InternFromString("token_type_ids"),
+                                         PyUnicode_InternFromString("attention_mask")};
+        constexpr Field kFields[] = {Field::input_ids, Field::token_type_ids, Field::attention_mask};
+        for (int i = 0; i < 3; ++i) {
+            encodings.write_row(kFields[i], row, values.data());
+            const auto list = py::reinterpret_steal<py::object>(
+                checked(int_list(values.data(), static_cast<int64_t>(values.size()))));
+            if (PyDict_SetItem(result.ptr(), keys[i], list.ptr()) != 0) throw py::error_already_set();
+        }
+        return py::object(result).release().ptr();
+    } catch (py::error_already_set& error) {
+        error.restore();
+    } catch (const py::builtin_exception& error) {
+        error.set_error();
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_RuntimeError, error.what());
+    }
+    return nullptr;
+}
+
+PyMethodDef encode_dict_method = {
+    "encode_dict", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(encode_dict)), METH_FASTCALL,
+    "encode_dict(text, add_special_tokens, max_length, /): the ids, types and mask of one text, as lists"};
 
 // ---- results ----
 
@@ -346,11 +279,6 @@ Array padded(const Encodings& encodings, const std::string& name, int64_t length
     int64_t* out = result.mutable_data();
     unlocked_for(rows * length, [&] { encodings.write_padded(field, length, value, left, out); });
     return result;
-}
-
-PyObject* checked(PyObject* object) {
-    if (object == nullptr) throw py::error_already_set();
-    return object;
 }
 
 py::list row_list(const Encodings& encodings, Field field, const Row& row) {
@@ -421,9 +349,8 @@ void bind_tokenizer(py::module_& m) {
         [](const WordPiece& self, const py::object& texts, const py::object& pairs, bool is_split_into_words,
            bool add_special_tokens, int64_t max_length, const std::string& strategy, int64_t stride,
            const std::string& truncation_side, bool overflow, bool offsets, bool split_special_tokens, int threads) {
-            const EncodeOptions options =
-                options_of(add_special_tokens, max_length, strategy, stride, truncation_side, overflow, offsets,
-                           split_special_tokens, threads);
+            const EncodeOptions options = options_of(add_special_tokens, max_length, strategy, stride, truncation_side,
+                                                     overflow, offsets, split_special_tokens, threads);
             Texts parsed;
             parsed.input.words = is_split_into_words;
             add_texts(parsed, texts.ptr(), pairs.is_none() ? nullptr : pairs.ptr());
@@ -438,9 +365,8 @@ void bind_tokenizer(py::module_& m) {
         [](const WordPiece& self, const py::object& data, const py::object& bounds, bool add_special_tokens,
            int64_t max_length, const std::string& strategy, int64_t stride, const std::string& truncation_side,
            bool overflow, bool offsets, bool split_special_tokens, int threads) {
-            const EncodeOptions options =
-                options_of(add_special_tokens, max_length, strategy, stride, truncation_side, overflow, offsets,
-                           split_special_tokens, threads);
+            const EncodeOptions options = options_of(add_special_tokens, max_length, strategy, stride, truncation_side,
+                                                     overflow, offsets, split_special_tokens, threads);
             const TextColumn column(data, bounds);
             EncodeInput input;
             input.texts = column.texts();
@@ -452,6 +378,8 @@ void bind_tokenizer(py::module_& m) {
         py::arg("max_length") = -1, py::arg("strategy") = "longest_first", py::arg("stride") = 0,
         py::arg("truncation_side") = "right", py::arg("overflow") = false, py::arg("offsets") = false,
         py::arg("split_special_tokens") = false, py::arg("threads") = 1);
+    wordpiece.attr("encode_dict") = py::reinterpret_steal<py::object>(
+        checked(PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(wordpiece.ptr()), &encode_dict_method)));
     wordpiece.def_property_readonly("unk_id", &WordPiece::unk_id);
     wordpiece.def("num_special_tokens", &WordPiece::special_tokens, py::arg("pair"));
     wordpiece.def("memory", &WordPiece::memory);

@@ -9,16 +9,26 @@
 
 namespace fastbert {
 
+// A word that is several pieces, or unknown: what its ids are. One line of the caches.
+struct CachedWord {
+    static constexpr int64_t kBytes = 32;
+    static constexpr int64_t kIds = 7;
+
+    uint64_t key[kBytes / 8];  // zeros behind it
+    int32_t ids[kIds];
+    int32_t count;
+};
+
 // Working memory of a thread, used again by later calls. No result depends on what is in it.
 struct Scratch {
-    static constexpr int kCacheBits = 13;
-    static constexpr size_t kMostKept = 3 << 20;  // bytes
+    static constexpr int kCacheBits = 14;
+    static constexpr size_t kMostKept = 2 << 20;  // bytes
 
     Buffer<uint8_t> bytes;
     Buffer<uint64_t> starts, members;
     Buffer<uint32_t> first, last, ends;
     Buffer<int32_t> sources;
-    std::vector<WordEntry> cache;  // of short words that are several pieces, by hash
+    LookupArray<CachedWord> cache;  // by hash
 
     void reserve(int64_t size, bool with_sources);
     size_t memory() const;
@@ -58,8 +68,11 @@ class Encoder {
     void take_words(const ScanState& state);
     void take_ids(const ScanState& state, int64_t words);
     void take_spans(const ScanState& state, int64_t words);
-    int64_t take_other(const WordEntry* entry, uint64_t low, uint64_t high, uint64_t hash, const uint8_t* word,
-                       int64_t size, int32_t* ids);
+    // Words that are not in their own slot of the table. Both write the ids and return how many.
+    int64_t take_short(uint64_t low, uint64_t high, uint64_t hash, const uint8_t* word, int64_t size, int32_t* ids);
+    int64_t take_long(const uint8_t* word, int64_t size, int32_t* ids);
+    int64_t take_cached(const uint64_t (&key)[CachedWord::kBytes / 8], uint64_t hash, const uint8_t* word, int64_t size,
+                        int32_t* ids);
     void append_added(int32_t id, int64_t begin, int64_t end);
 
     bool full() const { return block_.size >= limit_; }

@@ -7,6 +7,7 @@ library it was compiled with), so no Unicode library gives these tables. Run it 
 the tests compare every code point with the installed one.
 """
 
+import itertools
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -84,7 +85,7 @@ def combining_classes() -> list[int]:
         if (k := unicodedata.combining(ch)) not in by_class and nfd.normalize_str(ch) == ch and sorts_before(ch, last):
             by_class[k] = ch
     marks = sorted(by_class.items())
-    for (_, a), (_, b) in zip(marks, marks[1:], strict=False):
+    for (_, a), (_, b) in itertools.pairwise(marks):
         assert sorts_before(a, b), f"{a!r} {b!r}: the marks to compare with are out of order"
     classes = [0] * 0x110000
     for c in CODE_POINTS:
@@ -149,7 +150,7 @@ def main() -> None:
         array("kLowercase", mapping(Lowercase().normalize_str)),
     ]
     header = (
-        f"// Written by make_tables.py from tokenizers {tokenizers.__version__}: do not edit. unicode_tables.h says what it means.\n"
+        f"// Written by make_tables.py from tokenizers {tokenizers.__version__}: do not edit. See unicode_tables.h.\n"
         "// clang-format off\n"
         '#include "unicode_tables.h"\n\n'
         "namespace fastbert::unicode {\n\n"

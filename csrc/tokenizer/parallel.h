@@ -9,8 +9,8 @@
 
 namespace fastbert {
 
-// Runs work(0) … work(count - 1), each once and in this order, on up to `threads` threads, this one included. `work` does
-// not throw. A thread that cannot be made is done without.
+// Runs work(0) … work(count - 1), each once and in this order, on up to `threads` threads, this one included. `work`
+// does not throw. A thread that cannot be made is done without.
 template <class Work>
 void run_on_threads(int64_t count, int64_t threads, const Work& work) {
     std::atomic<int64_t> next{0};

@@ -1,5 +1,5 @@
-// The inner loops: text to normalized UTF-8 with the bounds of its words. Included by scan_kernels.cpp, which is compiled
-// once for each instruction set, so there is no standard library and no inline function in here.
+// The inner loops: text to normalized UTF-8 with the bounds of its words. Included by scan_kernels.cpp, which is
+// compiled once for each instruction set, so there is no standard library and no inline function in here.
 #pragma once
 
 #include <stddef.h>
@@ -66,7 +66,6 @@ struct ScanKernels {
     int64_t (*bounds)(const uint64_t* starts, const uint64_t* members, int64_t size, uint32_t* first, uint32_t* last);
     // Whether all code points are valid; if not, `position` of the first that is not.
     bool (*valid[4])(const void* data, int64_t begin, int64_t end, int64_t* position);
-    void (*widen)(const int32_t* from, int64_t count, int64_t* to);
 };
 
 }  // namespace fastbert

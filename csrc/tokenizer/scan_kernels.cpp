@@ -1,9 +1,9 @@
 // Compiled once for each instruction set: see cpu/simd.h for what such a file may not do.
 //
-// Text is read in blocks of 64 characters. ASCII is classified and lowercased with vectors; a block's first character that
-// is not plain ASCII, and whatever follows it closely, goes through the table one by one. Sets of ASCII characters are
-// looked up as simdjson does (Langdale and Lemire, "Parsing gigabytes of JSON per second", 2019): a shuffle by each half
-// of the byte.
+// Text is read in blocks of 64 characters. ASCII is classified and lowercased with vectors; a block's first character
+// that is not plain ASCII, and whatever follows it closely, goes through the table one by one. Sets of ASCII characters
+// are looked up as simdjson does (Langdale and Lemire, "Parsing gigabytes of JSON per second", 2019): a shuffle by each
+// half of the byte.
 #include "scan.h"
 
 #include "../cpu/simd.h"
@@ -88,8 +88,7 @@ struct Classifier {
         masks->word = _mm512_test_epi8_mask(_mm512_shuffle_epi8(word, low), bit);
         masks->alone = _mm512_test_epi8_mask(_mm512_shuffle_epi8(alone, low), bit);
         masks->special = _mm512_test_epi8_mask(_mm512_shuffle_epi8(special, low), bit);
-        const uint64_t upper =
-            _mm512_cmplt_epu8_mask(_mm512_sub_epi8(v, _mm512_set1_epi8('A')), _mm512_set1_epi8(26));
+        const uint64_t upper = _mm512_cmplt_epu8_mask(_mm512_sub_epi8(v, _mm512_set1_epi8('A')), _mm512_set1_epi8(26));
         _mm512_storeu_si512(out, _mm512_mask_add_epi8(v, upper, v, lower));
     }
 };
@@ -223,21 +222,28 @@ struct Classifier {
 
 #endif
 
+// The state of a scan, and the last 64 bits of both streams: in memory, every character would wait for the one before.
+struct Scan : ScanState {
+    uint64_t last_starts, last_members;
+};
+
 // Appends the lowest `count` (1 … 64) bits to both streams.
-FASTBERT_INLINE void append_bits(ScanState& state, uint64_t starts, uint64_t members, int count) {
-    const int64_t i = state.size >> 6;
+FASTBERT_INLINE void append_bits(Scan& state, uint64_t starts, uint64_t members, int count) {
     const int shift = (int)(state.size & 63);
-    state.starts[i] |= starts << shift;
-    state.members[i] |= members << shift;
+    state.last_starts |= starts << shift;
+    state.last_members |= members << shift;
     if (shift + count >= 64) {
-        state.starts[i + 1] = shift ? starts >> (64 - shift) : 0;
-        state.members[i + 1] = shift ? members >> (64 - shift) : 0;
+        const int64_t i = state.size >> 6;
+        state.starts[i] = state.last_starts;
+        state.members[i] = state.last_members;
+        state.last_starts = shift ? starts >> (64 - shift) : 0;
+        state.last_members = shift ? members >> (64 - shift) : 0;
     }
     state.size += count;
 }
 
 template <bool kSources>
-FASTBERT_INLINE void append(ScanState& state, uint32_t c, bool alone) {
+FASTBERT_INLINE void append(Scan& state, uint32_t c, bool alone) {
     uint8_t* out = state.bytes + state.size;
     int count;
     if (c < 0x80 && c != 0) {
@@ -267,7 +273,7 @@ FASTBERT_INLINE void append(ScanState& state, uint32_t c, bool alone) {
 }
 
 template <bool kSources>
-FASTBERT_INLINE void append_space(ScanState& state) {
+FASTBERT_INLINE void append_space(Scan& state) {
     state.bytes[state.size] = ' ';
     if (kSources) state.sources[state.size] = (int32_t)state.character;
     append_bits(state, 0, 0, 1);
@@ -335,7 +341,10 @@ constexpr int kDense = 12;
 template <Storage kStorage, bool kSources>
 ScanStop scan(const CharacterTable& table, ScanState& shared) {
     typedef typename Units<kStorage>::Unit Unit;
-    ScanState state = shared;  // in registers
+    Scan state;  // in registers
+    (ScanState&)state = shared;
+    state.last_starts = state.starts[state.size >> 6];
+    state.last_members = state.members[state.size >> 6];
     const Unit* const data = (const Unit*)state.data;
     const Classifier classifier(table);
     ScanStop stop = ScanStop::end;
@@ -415,6 +424,8 @@ ScanStop scan(const CharacterTable& table, ScanState& shared) {
         } while (state.position < state.end && (state.position < dense_end || data[state.position] > 0x7F));
     }
 done:
+    state.starts[state.size >> 6] = state.last_starts;
+    state.members[state.size >> 6] = state.last_members;
     shared = state;
     return stop;
 }
@@ -426,9 +437,12 @@ bool valid(const void* data, int64_t begin, int64_t end, int64_t* position) {
     if (kStorage == Storage::ucs1) return true;
     for (int64_t i = begin; i < end;) {
         if (end - i >= kBlock) {
-            uint64_t other;
-            load(p + i, kBlock, &other);
-            if (other == 0) {
+            uint32_t suspect = 0;  // without a branch for each: vectorized
+            for (int k = 0; k < kBlock; ++k) {
+                const uint32_t c = p[i + k];
+                suspect |= kStorage == Storage::utf8 ? c & 0x80 : (c & 0xFFFFF800) == 0xD800 || c > 0x10FFFF;
+            }
+            if (suspect == 0) {
                 i += kBlock;
                 continue;
             }
@@ -475,10 +489,6 @@ int64_t bounds(const uint64_t* starts, const uint64_t* members, int64_t size, ui
     return next_first - first;
 }
 
-void widen(const int32_t* from, int64_t count, int64_t* to) {
-    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
-}
-
 }  // namespace
 
 namespace FASTBERT_ISA {
@@ -489,7 +499,6 @@ const ScanKernels scan_kernels = {
     {scan<Storage::ucs1, true>, scan<Storage::ucs2, true>, scan<Storage::ucs4, true>, scan<Storage::utf8, true>},
     bounds,
     {valid<Storage::ucs1>, valid<Storage::ucs2>, valid<Storage::ucs4>, valid<Storage::utf8>},
-    widen,
 };
 
 }  // namespace FASTBERT_ISA

@@ -1,4 +1,4 @@
-// Written by make_tables.py from tokenizers 0.23.3: do not edit. unicode_tables.h says what it means.
+// Written by make_tables.py from tokenizers 0.23.3: do not edit. See unicode_tables.h.
 // clang-format off
 #include "unicode_tables.h"
 

@@ -7,14 +7,14 @@
 namespace fastbert::unicode {
 
 enum Property : uint8_t {
-    kCleanDrop = 1,    // clean_text removes it
-    kCleanSpace = 2,   // clean_text makes it a space
-    kCjk = 4,          // handle_chinese_chars puts spaces around it
-    kMark = 8,         // category Mn, dropped with accents; of characters that do not decompose
-    kWhitespace = 16,  // separates words
-    kPunctuation = 32,  // is a word of its own
-    kWordCharacter = 64,         // \w of the regular expressions behind single_word
-    kRegexSpace = 128,  // \s of those behind lstrip and rstrip
+    kCleanDrop = 1,       // clean_text removes it
+    kCleanSpace = 2,      // clean_text makes it a space
+    kCjk = 4,             // handle_chinese_chars puts spaces around it
+    kMark = 8,            // category Mn, dropped with accents; of characters that do not decompose
+    kWhitespace = 16,     // separates words
+    kPunctuation = 32,    // is a word of its own
+    kWordCharacter = 64,  // \w of the regular expressions behind single_word
+    kRegexSpace = 128,    // \s of those behind lstrip and rstrip
 };
 
 // Each entry holds from its code point on: code point << 8 | value.

@@ -12,6 +12,14 @@ namespace {
 constexpr int64_t kUnitsForThreads = 1 << 16;  // fewer are encoded before a second thread has started
 constexpr int64_t kBlocksPerThread = 4;        // so that one slow run of texts does not hold up the rest
 
+// Room that most texts do not exceed, for memory that need not move.
+int64_t expected_tokens(int64_t units, int64_t samples, const EncodeOptions& options) {
+    constexpr int64_t kUnitsPerToken = 4, kSpare = 4096;
+    const int64_t tokens = units / kUnitsPerToken + kSpare;
+    const bool bounded = options.max_length > 0 && !options.overflow && options.max_length < tokens / samples;
+    return bounded ? samples * options.max_length + kSpare : tokens;
+}
+
 Template without_special_tokens(const Template& pieces) {
     Template sequences;
     std::copy_if(pieces.begin(), pieces.end(), std::back_inserter(sequences),
@@ -95,7 +103,7 @@ int64_t WordPiece::special_tokens(bool pair) const {
 size_t WordPiece::memory() const {
     // the working memory counts in full, although it grows with use
     return sizeof *this + vocabulary_.memory() + raw_.memory() + normalized_.memory() + normalizer_.memory() +
-           kScratches * Scratch::kMostKept / 4;
+           kScratches * Scratch::kMostKept;
 }
 
 Encodings WordPiece::encode(const EncodeInput& input, const EncodeOptions& options) const {
@@ -114,6 +122,10 @@ Encodings WordPiece::encode(const EncodeInput& input, const EncodeOptions& optio
     if (units < kUnitsForThreads || samples < 2) {
         result.blocks.resize(1);
         result.rows.reserve(static_cast<size_t>(samples));
+        if (units == 0) {
+            for (const Text& text : input.texts) units += text.size;
+        }
+        result.blocks[0].ids.reserve(expected_tokens(units, samples, options));
         ScratchLease scratch(*this);
         Encoder encoder(*this, input, options, *scratch, result.blocks[0], 0);
         for (int64_t i = 0; i < samples; ++i) encoder.encode(i, result.rows);
@@ -143,7 +155,9 @@ Encodings WordPiece::encode(const EncodeInput& input, const EncodeOptions& optio
     run_on_threads(static_cast<int64_t>(runs), options.threads, [&](int64_t run) {
         const size_t at = static_cast<size_t>(run);
         try {
-            rows[at].reserve(static_cast<size_t>(bounds[at + 1] - bounds[at]));
+            const int64_t count = bounds[at + 1] - bounds[at];
+            rows[at].reserve(static_cast<size_t>(count));
+            result.blocks[at].ids.reserve(expected_tokens(units / static_cast<int64_t>(runs), count, options));
             ScratchLease scratch(*this);
             Encoder encoder(*this, input, options, *scratch, result.blocks[at], static_cast<int32_t>(run));
             for (int64_t i = bounds[at]; i < bounds[at + 1]; ++i) encoder.encode(i, rows[at]);

@@ -94,6 +94,7 @@ SUITES = {
     "ops": "single operations against torch's own",
     "attention": "attention from 128 to 16384 tokens, forward and backward, against every backend of torch (GPU only)",
     "end-to-end": "text to sentence embeddings on all-MiniLM-L6-v2 against transformers",
+    "tokenizer": "text to token ids against tokenizers, transformers and nanotoken (CPU, one thread)",
 }
 
 
@@ -103,9 +104,9 @@ class UnknownSelection(ValueError):
 
 def all_cases() -> list[Case]:
     """The register, in the order of the tables."""
-    from fastbert.bench.suites import attention, end_to_end, norms, operations
+    from fastbert.bench.suites import attention, end_to_end, norms, operations, tokenizer
 
-    cases = [*norms.cases(), *operations.cases(), *attention.cases(), *end_to_end.cases()]
+    cases = [*norms.cases(), *operations.cases(), *attention.cases(), *end_to_end.cases(), *tokenizer.cases()]
     names = [case.name for case in cases]
     duplicates = {name for name in names if names.count(name) > 1}
     if duplicates:
