@@ -43,7 +43,7 @@ class Vocabulary:
         extension = _extension()
         self.core = extension.WordPiece(self.model, added_tokens=added.as_rows(), **blueprint.core_arguments())
         self.template_tokens = self.core.num_special_tokens(False)
-        self.encode_dict = getattr(self.core, "encode_dict", self._encode_dict)
+        self.encode_dict = self.core.encode_dict
         self._truncation_error = extension.TruncationError
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -54,10 +54,6 @@ class Vocabulary:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Vocabulary":
         return self
-
-    def _encode_dict(self, text: str, add_special_tokens: bool, max_length: int) -> dict[str, list[int]]:
-        rows = self.core.encode(text, add_special_tokens=add_special_tokens, max_length=max_length)
-        return {name: rows.list(name, 0) for name in ("input_ids", "token_type_ids", "attention_mask")}
 
     def encode(self, texts: Any, pairs: Any, options: dict[str, Any], offsets: bool, threads: int) -> Any:
         """The extension's Encodings. Raises what transformers raises."""
