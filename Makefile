@@ -5,10 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CSRC := $(shell find csrc tests/fuzz -name '*.cpp' -o -name '*.h')
 RESULT ?= build/bench.json
 
-.PHONY: bench test lint types unit format install extension wheel sdist aot gpu clean
+.PHONY: bench test lint types unit format install extension wheel sdist aot gpu fuzz libfuzzer clean
 
 bench: install
 	@mkdir -p $(dir $(RESULT))
@@ -42,6 +42,36 @@ gpu: install
 	@mkdir -p build
 	$(BIN)/fastbert bench --json build/bench-gpu.json $(BENCH_ARGS)
 	-$(BIN)/python benchmarks/plot.py build/bench-gpu.json build/plots
+
+# The tokenizer on random and malformed texts, under AddressSanitizer and UBSan, and the comparison with tokenizers at length.
+# FUZZ_ARGS="100000 7" are how many texts, and the seed.
+fuzz: build/fuzz/tokenizer install
+	build/fuzz/tokenizer $(FUZZ_ARGS)
+	FASTBERT_FUZZ=1000000 $(BIN)/pytest -q tests/test_tokenizer_core.py -k random_texts
+
+build/fuzz/tokenizer: tests/fuzz/tokenizer.cpp $(CSRC)
+	$(call fuzz_build,$(CXX),-fsanitize=address$(,)undefined -fno-sanitize-recover=all)
+
+# With clang: what to try next is chosen by coverage, until it is stopped.
+libfuzzer: build/fuzz/libfuzzer
+	@mkdir -p build/fuzz/corpus
+	build/fuzz/libfuzzer -max_len=8192 $(FUZZ_ARGS) build/fuzz/corpus
+
+build/fuzz/libfuzzer: tests/fuzz/tokenizer.cpp $(CSRC)
+	$(call fuzz_build,clang++,-fsanitize=fuzzer$(,)address$(,)undefined -fno-sanitize-recover=all -DFASTBERT_LIBFUZZER)
+
+, := ,
+FUZZ_SOURCES := $(filter-out %_kernels.cpp,$(wildcard csrc/tokenizer/*.cpp)) csrc/cpu/dispatch.cpp
+ISA_FLAGS_avx512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma
+ISA_FLAGS_avx2 := -mavx2 -mfma
+FUZZ_ISAS := baseline $(if $(filter x86_64 amd64,$(shell uname -m)),avx2 avx512)
+# compiler, flags → $@
+define fuzz_build
+@mkdir -p $(dir $@)
+$(foreach isa,$(FUZZ_ISAS),$(1) -std=c++17 -O1 -g $(2) $(ISA_FLAGS_$(isa)) -DFASTBERT_ISA=$(isa) \
+	-c csrc/tokenizer/scan_kernels.cpp -o $@.$(isa).o &&) \
+$(1) -std=c++17 -O1 -g $(2) -pthread tests/fuzz/tokenizer.cpp $(FUZZ_SOURCES) $(FUZZ_ISAS:%=$@.%.o) -o $@
+endef
 
 wheel: $(VENV)/.installed
 	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .

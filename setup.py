@@ -115,7 +115,7 @@ class NinjaBuildExt(build_ext):
             print(f"{shlex.join(self.cxx)} has no -fopenmp: the extension will use one thread", file=sys.stderr)
         user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
         user_link_flags = shlex.split(os.environ.get("LDFLAGS", ""))
-        shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+        shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared", "-pthread"]
         includes = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
         version = f'-DFASTBERT_VERSION="{self.distribution.get_version()}"'
 
@@ -141,7 +141,7 @@ class NinjaBuildExt(build_ext):
                 relative = source.relative_to(SOURCES).with_suffix("")
                 if source.stem.endswith("_kernels"):
                     variants = {f"{relative}.{isa}.o": [f"-DFASTBERT_ISA={isa}", *ISAS[isa]] for isa in ISAS}
-                elif relative == Path("bindings"):
+                elif relative.parent == Path():  # what knows Python
                     variants = {f"{relative}.o": [*openmp, version, *includes]}
                 else:
                     variants = {f"{relative}.o": openmp}

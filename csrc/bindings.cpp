@@ -1,5 +1,5 @@
-// fastbert._C. The only file that knows pybind11, and none knows torch: tensors arrive as addresses, sizes and strides
-// (in elements), and the caller has checked them. Address 0 stands for an absent tensor.
+// fastbert._C. Only the files beside this one know Python, and none knows torch: tensors arrive as addresses, sizes and
+// strides (in elements), and the caller has checked them. Address 0 stands for an absent tensor.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -9,6 +9,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/layer_norm.h"
+#include "tokenizer_bindings.h"
 
 namespace py = pybind11;
 using namespace fastbert;
@@ -135,4 +136,5 @@ PYBIND11_MODULE(_C, m) {
     m.def("layer_norm", &layer_norm_binding, unlocked);
     m.def("add_layer_norm", &add_layer_norm_binding, unlocked);
     m.def("add_layer_norm_backward", &add_layer_norm_backward_binding, unlocked);
+    bind_tokenizer(m);
 }

@@ -1,8 +1,14 @@
-"""The C++ extension (csrc/bindings.cpp). Addresses are data_ptr(), 0 for an absent tensor; strides count elements;
+"""The C++ extension (csrc/bindings.cpp, csrc/tokenizer_bindings.cpp).
+
+Of the operations: addresses are data_ptr(), 0 for an absent tensor; strides count elements;
 dtypes are 0 for float32 and 1 for bfloat16. Nothing is checked here: call the launchers in fastbert.cpu.
 """
 
-from typing import TypedDict
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import numpy
+import numpy.typing
 
 class _BuildInfo(TypedDict):
     version: str
@@ -87,3 +93,121 @@ def add_layer_norm_backward(
     threads: int,
     /,
 ) -> None: ...
+
+class TruncationError(ValueError):
+    """A text is too short to be truncated as asked, or there is no second text to truncate."""
+
+class WordPiece:
+    """BERT's tokenizer, with the results of Hugging Face `tokenizers`. Any number of threads may use one at once."""
+
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        *,
+        unk_token: str = "[UNK]",
+        prefix: str = "##",
+        max_input_chars_per_word: int = 100,
+        clean_text: bool = True,
+        handle_chinese_chars: bool = True,
+        strip_accents: bool = True,
+        lowercase: bool = True,
+        added_tokens: Sequence[tuple[int, str, bool, bool, bool, bool, bool]] = (),
+        single: Sequence[tuple[int, int]] = ((-1, 0),),
+        pair: Sequence[tuple[int, int]] = ((-1, 0), (-2, 1)),
+    ) -> None:
+        """added_tokens: (id, content, single_word, lstrip, rstrip, normalized, special). single and pair are the templates:
+        (id, type) of special tokens, with -1 for the first text and -2 for the second.
+
+        Raises ValueError where the vocabulary lacks unk_token, an id is not in [0, 2**31), an added token is empty, normalized
+        or not, a string has half of a surrogate pair, or a template lacks a text.
+        """
+
+    def encode(
+        self,
+        texts: str | Sequence[Any],
+        pairs: str | Sequence[Any] | None = None,
+        *,
+        is_split_into_words: bool = False,
+        add_special_tokens: bool = True,
+        max_length: int = -1,
+        strategy: str = "longest_first",
+        stride: int = 0,
+        truncation_side: str = "right",
+        overflow: bool = False,
+        offsets: bool = False,
+        split_special_tokens: bool = False,
+        threads: int = 1,
+    ) -> Encodings:
+        """texts: a str, or a list of str, of pairs of str, of lists of words, of pairs of these. max_length counts special
+        tokens; -1 is none. offsets keeps what offset_mapping and word_ids need. No result depends on the number of threads.
+
+        Raises TypeError for an item that is no text, half of a surrogate pair included, TruncationError, and ValueError where
+        stride is not below the length that truncation leaves.
+        """
+
+    def encode_utf8(
+        self,
+        data: Any,
+        bounds: Any = None,
+        *,
+        add_special_tokens: bool = True,
+        max_length: int = -1,
+        strategy: str = "longest_first",
+        stride: int = 0,
+        truncation_side: str = "right",
+        overflow: bool = False,
+        offsets: bool = False,
+        split_special_tokens: bool = False,
+        threads: int = 1,
+    ) -> Encodings:
+        """data: bytes-like, one text or, with bounds (int32 or int64 [rows + 1]), several; a list of bytes-like; a NumPy array
+        of strings; an object with Arrow's __arrow_c_array__ or __arrow_c_stream__. No Python object is made for a row.
+
+        Raises ValueError for invalid UTF-8, naming row and byte, nulls and bounds out of range, TypeError for other data.
+        """
+
+    def encode_dict(self, text: str, add_special_tokens: bool, max_length: int, /) -> dict[str, list[int]]:
+        """input_ids, token_type_ids and attention_mask of one text, truncated on the right; max_length -1: not at all."""
+
+    @property
+    def unk_id(self) -> int: ...
+    def num_special_tokens(self, pair: bool) -> int: ...
+    def memory(self) -> int:
+        """Bytes held, working memory included."""
+
+    def normalize(self, text: str) -> str: ...
+
+class Encodings:
+    """Rows of tokens: one a text, and one for each overflowing window right behind it.
+
+    Fields: input_ids, token_type_ids, attention_mask, special_tokens_mask, position_ids, sequence_ids (-1 for none), and with
+    offsets=True offset_mapping (a last dimension of 2) and word_ids (-1 for none). ValueError for any other.
+    """
+
+    def __len__(self) -> int: ...
+    @property
+    def total(self) -> int:
+        """Tokens of all rows."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+
+    def lengths(self) -> numpy.typing.NDArray[numpy.int64]:
+        """[rows]"""
+
+    def cu_seqlens(self) -> numpy.typing.NDArray[numpy.int32]:
+        """[rows + 1]. Raises OverflowError beyond 2**31 - 1 tokens."""
+
+    def samples(self) -> numpy.typing.NDArray[numpy.int64]:
+        """[rows]: the text that each row comes from."""
+
+    def packed(self, field: str) -> numpy.typing.NDArray[numpy.int64]:
+        """[total]: the rows one after another."""
+
+    def padded(self, field: str, length: int, value: int = 0, left: bool = False) -> numpy.typing.NDArray[numpy.int64]:
+        """[rows, length], filled up with value on the right or the left. Raises ValueError for a shorter length than longest."""
+
+    def lists(self, field: str) -> list[list[Any]]: ...
+    def list(self, field: str, row: int) -> list[Any]:
+        """Raises IndexError."""

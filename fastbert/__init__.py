@@ -10,6 +10,7 @@ from fastbert.ops._registry import BackendStatus, MissingBackendWarning, backend
 if TYPE_CHECKING:
     from fastbert.models import BertConfig, BertModel, SentenceEncoder
     from fastbert.packing import PackedBatch, pack, unpack
+    from fastbert.tokenizer import WordPieceTokenizer
 
 __all__ = [
     "BackendStatus",
@@ -18,6 +19,7 @@ __all__ = [
     "MissingBackendWarning",
     "PackedBatch",
     "SentenceEncoder",
+    "WordPieceTokenizer",
     "__version__",
     "backends",
     "debug",
@@ -31,6 +33,7 @@ _LAZY = {
     "BertConfig": "fastbert.models",
     "BertModel": "fastbert.models",
     "SentenceEncoder": "fastbert.models",
+    "WordPieceTokenizer": "fastbert.tokenizer",
     "PackedBatch": "fastbert.packing",
     "pack": "fastbert.packing",
     "unpack": "fastbert.packing",

