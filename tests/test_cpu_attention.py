@@ -145,6 +145,7 @@ def test_log_sum_exp_of_not_finite_logits(isa):
         ([torch.inf], torch.inf),
         ([torch.inf, torch.nan], torch.nan),
         ([torch.nan], torch.nan),
+        ([torch.nan] + [0.0] * 68 + [torch.inf], torch.nan),  # in the block before
         ([-torch.inf] * 70, -torch.inf),
     ):
         k[0, 0, : len(values), 0] = torch.tensor(values)

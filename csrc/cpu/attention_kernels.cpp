@@ -318,13 +318,14 @@ static void forward_tile(const Attention& a, const Sequence& s, int64_t head, co
             maxima[v] = maximum(top[v], before);
             finite[v] = select(maxima[v] == splat(-kInfinity), vfloat{}, maxima[v]);
             decay[v] = exp2((before - finite[v]) * splat(t.unit));
-            sums[v] = sums[v] * decay[v];
             if (any(maxima[v] == splat(kInfinity))) {
+                is_nan[v] |= (before < splat(kInfinity)) & (sums[v] != sums[v]);
                 for (int i = 0; i < count; ++i) {
                     const vfloat score = load(w.scores + (i * V + v) * kLanes);
                     is_nan[v] |= score != score;
                 }
             }
+            sums[v] = sums[v] * decay[v];
         }
         const float* factors = nullptr;
         if (a.dropout.on) {

@@ -75,12 +75,13 @@ def attention(
             raise ValueError(f"attention: q has shape {list(shape)} and k {list(kv_shape)}; batch sizes must be equal")
     if (
         kv_shape[-1] != head_dim
+        or head_dim == 0
         or v.shape[:-1] != kv_shape[:-1]
         or (kv_heads != heads and (not kv_heads or heads % kv_heads))
     ):
         raise ValueError(
             f"attention: q has shape {list(shape)}, k {list(kv_shape)} and v {list(v.shape)}; k and v must have equal "
-            "tokens and heads, k the head_dim of q, and heads that divide those of q"
+            "tokens and heads, k the head_dim of q, at least 1, and heads that divide those of q"
         )
 
     mask_kind = _NO_MASK
@@ -159,11 +160,17 @@ def attention_decode(
     cached, capacity, kv_heads, key_dim = k_cache.shape
     value_dim = v_cache.shape[-1]
     grouped = kv_heads == heads or (kv_heads > 0 and heads % kv_heads == 0)
-    if cached != batch or key_dim != head_dim or v_cache.shape[:-1] != k_cache.shape[:-1] or not grouped:
+    if (
+        cached != batch
+        or key_dim != head_dim
+        or head_dim == 0
+        or v_cache.shape[:-1] != k_cache.shape[:-1]
+        or not grouped
+    ):
         raise ValueError(
             f"attention_decode: q has shape {list(q.shape)}, k_cache {list(k_cache.shape)} and v_cache "
             f"{list(v_cache.shape)}; the caches must have q's batch size, equal capacities and heads, and heads that "
-            "divide those of q; k_cache also q's head_dim"
+            "divide those of q; k_cache also q's head_dim, at least 1"
         )
     if lengths.dtype is not torch.int32 or tuple(lengths.shape) != (batch,) or not lengths.is_cpu:
         raise ValueError(
