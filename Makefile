@@ -43,7 +43,7 @@ gpu: install
 	$(BIN)/fastbert bench --json build/bench-gpu.json $(BENCH_ARGS)
 
 # The C++ code under AddressSanitizer and UndefinedBehaviorSanitizer, run by the tests of the CPU kernels.
-SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g1
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1
 sanitize: install
 	CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitized
 	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
