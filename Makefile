@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CSRC := $(shell find csrc tests/fuzz -name '*.cpp' -o -name '*.h')
 RESULT ?= build/bench.json
 
-.PHONY: bench test lint types unit format install extension wheel sdist aot gpu fuzz libfuzzer clean
+.PHONY: bench test lint types unit format install extension wheel sdist aot gpu sanitize fuzz libfuzzer clean
 
 bench: install
 	@mkdir -p $(dir $(RESULT))
@@ -72,6 +72,13 @@ $(foreach isa,$(FUZZ_ISAS),$(1) -std=c++17 -O1 -g $(2) $(ISA_FLAGS_$(isa)) -DFAS
 	-c csrc/tokenizer/scan_kernels.cpp -o $@.$(isa).o &&) \
 $(1) -std=c++17 -O1 -g $(2) -pthread tests/fuzz/tokenizer.cpp $(FUZZ_SOURCES) $(FUZZ_ISAS:%=$@.%.o) -o $@
 endef
+
+# The C++ code under AddressSanitizer and UndefinedBehaviorSanitizer, run by the tests of the CPU kernels.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1
+sanitize: install
+	CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitized
+	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	$(BIN)/python -m tests.sanitized build/sanitized tests/test_cpu_*.py $(PYTEST_ARGS)
 
 wheel: $(VENV)/.installed
 	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .

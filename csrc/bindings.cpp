@@ -5,8 +5,10 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "cpu/attention.h"
 #include "cpu/dispatch.h"
 #include "cpu/layer_norm.h"
 #include "tokenizer_bindings.h"
@@ -98,6 +100,114 @@ void add_layer_norm_backward_binding(int dtype, int64_t rows, int64_t width, uin
                             threads);
 }
 
+// Strides as Python gives them: [batch, head, token, element] of a dense tensor, without batch of a packed one.
+AttentionOperand operand(uintptr_t address, const py::tuple& strides) {
+    const auto at = [&](size_t i) { return strides[i].cast<int64_t>(); };
+    if (strides.size() == 4) return {pointer<void>(address), at(0), at(1), at(2), at(3)};
+    return {pointer<void>(address), 0, at(1), at(0), at(2)};
+}
+
+void attention_binding(int dtype, const py::tuple& shape, uintptr_t q, const py::tuple& q_strides, uintptr_t k,
+                       const py::tuple& k_strides, uintptr_t v, const py::tuple& v_strides, uintptr_t cu_seqlens_q,
+                       uintptr_t cu_seqlens_k, int mask_kind, uintptr_t mask, const py::tuple& mask_strides,
+                       uintptr_t padding, const py::tuple& padding_strides, uintptr_t slopes, int64_t slopes_batch,
+                       double scale, int64_t left, int64_t right, bool bottom_right, double dropout_p, int64_t seed,
+                       int64_t offset, uintptr_t out, uintptr_t lse, int threads) {
+    Attention a = {};
+    const auto size = [&](size_t i) { return shape[i].cast<int64_t>(); };
+    a.batch = size(0);
+    a.heads = size(1);
+    a.kv_heads = size(2);
+    a.seq_q = size(3);
+    a.seq_k = size(4);
+    a.head_dim = size(5);
+    a.value_dim = size(6);
+    const int64_t tokens = size(7);  // packed: of q
+    a.cu_seqlens_q = pointer<int32_t>(cu_seqlens_q);
+    a.cu_seqlens_k = pointer<int32_t>(cu_seqlens_k);
+    a.q = operand(q, q_strides);
+    a.k = operand(k, k_strides);
+    a.v = operand(v, v_strides);
+    a.out = pointer<void>(out);
+    a.lse = pointer<float>(lse);
+    if (a.cu_seqlens_q) {
+        a.out_head = a.value_dim;
+        a.out_token = a.heads * a.value_dim;
+        a.lse_head = tokens;
+    } else {
+        a.out_token = a.value_dim;
+        a.out_head = a.seq_q * a.value_dim;
+        a.out_batch = a.heads * a.out_head;
+        a.lse_head = a.seq_q;
+        a.lse_batch = a.heads * a.seq_q;
+    }
+    a.mask_kind = static_cast<MaskKind>(mask_kind);
+    a.mask = pointer<void>(mask);
+    if (mask) {
+        a.mask_batch = a.cu_seqlens_q ? 0 : mask_strides[0].cast<int64_t>();  // packed sequences share a mask
+        a.mask_head = mask_strides[1].cast<int64_t>();
+        a.mask_q = mask_strides[2].cast<int64_t>();
+        a.mask_k = mask_strides[3].cast<int64_t>();
+    }
+    a.padding = pointer<uint8_t>(padding);
+    if (padding) {
+        a.padding_batch = padding_strides[0].cast<int64_t>();
+        a.padding_key = padding_strides[1].cast<int64_t>();
+    }
+    a.slopes = pointer<float>(slopes);
+    a.slopes_batch = slopes_batch;
+    a.slopes_head = 1;
+    a.scale = static_cast<float>(scale);
+    a.left = left;
+    a.right = right;
+    a.bottom_right = bottom_right;
+    a.dropout = dropout(dropout_p, seed, offset);
+    const py::gil_scoped_release unlocked;
+    attention(static_cast<Dtype>(dtype), a, threads);
+}
+
+// Queries [batch, seq_q, heads, head_dim] over caches [batch, capacity, kv_heads, head_dim]: dense attention, causal
+// from the last query and key of each sequence on.
+void attention_decode_binding(int dtype, const py::tuple& shape, uintptr_t q, const py::tuple& q_strides, uintptr_t k,
+                              const py::tuple& k_strides, uintptr_t v, const py::tuple& v_strides, uintptr_t lengths,
+                              uintptr_t slopes, int64_t slopes_batch, double scale, int64_t left, uintptr_t out,
+                              uintptr_t lse, int threads) {
+    Attention a = {};
+    const auto size = [&](size_t i) { return shape[i].cast<int64_t>(); };
+    a.batch = size(0);
+    a.heads = size(1);
+    a.kv_heads = size(2);
+    a.seq_q = size(3);
+    a.seq_k = size(4);
+    a.head_dim = size(5);
+    a.value_dim = size(6);
+    const auto tokens_first = [](uintptr_t address, const py::tuple& strides) {
+        AttentionOperand operand_of_heads = operand(address, strides);
+        std::swap(operand_of_heads.head, operand_of_heads.token);
+        return operand_of_heads;
+    };
+    a.q = tokens_first(q, q_strides);
+    a.k = tokens_first(k, k_strides);
+    a.v = tokens_first(v, v_strides);
+    a.lengths_k = pointer<int32_t>(lengths);
+    a.slopes = pointer<float>(slopes);
+    a.slopes_batch = slopes_batch;
+    a.slopes_head = 1;
+    a.scale = static_cast<float>(scale);
+    a.left = left;
+    a.right = 0;
+    a.bottom_right = true;
+    a.out = pointer<void>(out);
+    a.out_head = a.value_dim;
+    a.out_token = a.heads * a.value_dim;
+    a.out_batch = a.seq_q * a.out_token;
+    a.lse = pointer<float>(lse);
+    a.lse_head = a.seq_q;
+    a.lse_batch = a.heads * a.seq_q;
+    const py::gil_scoped_release unlocked;
+    attention(static_cast<Dtype>(dtype), a, threads);
+}
+
 std::vector<uint32_t> philox_binding(int64_t seed, int64_t offset, int64_t count) {
     if (offset < 0 || offset % 4 != 0 || count < 0) {
         throw std::invalid_argument("offset must be a multiple of 4 and not negative, and count not negative");
@@ -135,6 +245,8 @@ PYBIND11_MODULE(_C, m) {
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
     m.def("layer_norm", &layer_norm_binding, unlocked);
     m.def("add_layer_norm", &add_layer_norm_binding, unlocked);
+    m.def("attention", &attention_binding);  // these read tuples, then release the lock themselves
+    m.def("attention_decode", &attention_decode_binding);
     m.def("add_layer_norm_backward", &add_layer_norm_backward_binding, unlocked);
     bind_tokenizer(m);
 }

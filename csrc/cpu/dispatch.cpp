@@ -12,15 +12,19 @@ struct IsaEntry {
     bool (*supported)();
 };
 
+#if FASTBERT_X86
+bool supports_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 // __builtin_cpu_supports asks CPUID and also XGETBV: whether the operating system saves the registers.
 const IsaEntry kIsas[] = {
 // in order of preference
 #if FASTBERT_X86
-    {Isa::avx512, "avx512",
-     [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-     }},
+    {Isa::avx512_bf16, "avx512_bf16", [] { return supports_avx512() && __builtin_cpu_supports("avx512bf16"); }},
+    {Isa::avx512, "avx512", supports_avx512},
     {Isa::avx2, "avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
     {Isa::baseline, "baseline", [] { return true; }},

@@ -14,7 +14,7 @@
 
 namespace fastbert {
 
-enum class Isa { avx512, avx2, baseline };
+enum class Isa { avx512_bf16, avx512, avx2, baseline };
 
 Isa current_isa();
 
@@ -30,6 +30,9 @@ void set_isa(const std::string& name);
 // fastbert, in the header of an operation.
 #if FASTBERT_X86
 #define FASTBERT_DISPATCH(Type, table)            \
+    namespace avx512_bf16 {                       \
+    extern const Type table;                      \
+    }                                             \
     namespace avx512 {                            \
     extern const Type table;                      \
     }                                             \
@@ -41,6 +44,8 @@ void set_isa(const std::string& name);
     }                                             \
     static inline const Type& current_##table() { \
         switch (current_isa()) {                  \
+            case Isa::avx512_bf16:                \
+                return avx512_bf16::table;        \
             case Isa::avx512:                     \
                 return avx512::table;             \
             case Isa::avx2:                       \
