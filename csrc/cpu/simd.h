@@ -264,6 +264,11 @@ FASTBERT_INLINE void stream_end() {
 #endif
 }
 
+// Elements of the vector that starts at `column` of a row.
+FASTBERT_INLINE int part_count(int64_t column, int64_t width) {
+    return (int)(width - column < kLanes ? width - column : kLanes);
+}
+
 // The first `count` <= kLanes elements; the other lanes are 0. Memory behind them is not touched.
 FASTBERT_INLINE vfloat load_part(const float* at, int count) {
 #if defined(__AVX512F__)
