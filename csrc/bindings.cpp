@@ -9,6 +9,7 @@
 
 #include "cpu/attention.h"
 #include "cpu/dispatch.h"
+#include "cpu/gelu.h"
 #include "cpu/layer_norm.h"
 
 namespace py = pybind11;
@@ -164,6 +165,24 @@ void attention_binding(int dtype, const py::tuple& shape, uintptr_t q, const py:
     attention(static_cast<Dtype>(dtype), a, threads);
 }
 
+Parameter parameter(uintptr_t data, int dtype) {
+    return {pointer<void>(data), static_cast<Dtype>(dtype)};
+}
+
+void bias_gelu_binding(int dtype, int gelu, int64_t rows, int64_t width, uintptr_t x, int64_t x_stride, uintptr_t bias,
+                       int bias_dtype, uintptr_t y, int threads) {
+    bias_gelu(static_cast<Dtype>(dtype), static_cast<Gelu>(gelu), rows, width, pointer<void>(x), x_stride,
+              parameter(bias, bias_dtype), pointer<void>(y), threads);
+}
+
+void bias_gelu_backward_binding(int dtype, int gelu, int64_t rows, int64_t width, uintptr_t grad_y,
+                                int64_t grad_y_stride, uintptr_t x, int64_t x_stride, uintptr_t bias, int bias_dtype,
+                                uintptr_t dx, uintptr_t dbias, int threads) {
+    bias_gelu_backward(static_cast<Dtype>(dtype), static_cast<Gelu>(gelu), rows, width, pointer<void>(grad_y),
+                       grad_y_stride, pointer<void>(x), x_stride, parameter(bias, bias_dtype), pointer<void>(dx),
+                       pointer<float>(dbias), threads);
+}
+
 std::vector<uint32_t> philox_binding(int64_t seed, int64_t offset, int64_t count) {
     if (offset < 0 || offset % 4 != 0 || count < 0) {
         throw std::invalid_argument("offset must be a multiple of 4 and not negative, and count not negative");
@@ -203,4 +222,6 @@ PYBIND11_MODULE(_C, m) {
     m.def("add_layer_norm", &add_layer_norm_binding, unlocked);
     m.def("attention", &attention_binding);  // it reads tuples, then releases the lock itself
     m.def("add_layer_norm_backward", &add_layer_norm_backward_binding, unlocked);
+    m.def("bias_gelu", &bias_gelu_binding, unlocked);
+    m.def("bias_gelu_backward", &bias_gelu_backward_binding, unlocked);
 }

@@ -117,3 +117,32 @@ def attention(
     threads: int,
     /,
 ) -> None: ...
+def bias_gelu(
+    dtype: int,
+    gelu: int,
+    rows: int,
+    width: int,
+    x: int,
+    x_stride: int,
+    bias: int,
+    bias_dtype: int,
+    y: int,
+    threads: int,
+    /,
+) -> None: ...
+def bias_gelu_backward(
+    dtype: int,
+    gelu: int,
+    rows: int,
+    width: int,
+    grad_y: int,
+    grad_y_stride: int,
+    x: int,
+    x_stride: int,
+    bias: int,
+    bias_dtype: int,
+    dx: int,
+    dbias: int,
+    threads: int,
+    /,
+) -> None: ...

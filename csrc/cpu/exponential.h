@@ -1,4 +1,4 @@
-// Powers of two, vectorised. For files that are compiled once for each instruction set, like simd.h.
+// Powers of two and of e, vectorised. For files that are compiled once for each instruction set, like simd.h.
 #pragma once
 
 #include "simd.h"
@@ -27,6 +27,31 @@ FASTBERT_INLINE vfloat exp2(vfloat x) {
     const vfloat p = exp2_fraction(bounded - (shifted - magic));
     const vuint result = (vuint)p + ((vuint)shifted << 23);
     return where(~(x < splat(-126.0f)), (vfloat)result);
+#endif
+}
+
+// e^x for x <= 0.6, -infinity among them: at most 2 ulps off where the result is normal, below that it may be 0; NaN stays.
+FASTBERT_INLINE vfloat exponential(vfloat x) {
+    const vfloat log2e = splat(0x1.715476p+0f);
+    [[maybe_unused]] const vfloat log2e_rest = splat(0x1.4ae0c0p-26f);
+#if defined(__AVX512F__)
+    const vfloat bounded = maximum(splat(-104.0f), x);  // e^-104 is below the least denormal
+    const vfloat n = (vfloat)_mm512_roundscale_ps((__m512)(bounded * log2e), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    const vfloat f = fma(bounded, log2e_rest, fma(bounded, log2e, -n));
+    return (vfloat)_mm512_scalef_ps((__m512)exp2_fraction(f), (__m512)n);
+#else
+    const vfloat least = splat(-87.336f), magic = splat(12582912.0f);
+    const vfloat bounded = maximum(least, x);
+    const vfloat shifted = (bounded * log2e - 0.5f) + magic;
+    const vfloat n = shifted - magic;
+#if defined(__AVX2__)
+    const vfloat f = fma(bounded, log2e_rest, fma(bounded, log2e, -n));
+#else
+    // Without a fused product: n * the upper part of ln(2) is exact (Cody and Waite).
+    const vfloat f = ((bounded - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f) * log2e;
+#endif
+    const vuint result = (vuint)exp2_fraction(f) + ((vuint)shifted << 23);
+    return where(~(x < least), (vfloat)result);
 #endif
 }
 
