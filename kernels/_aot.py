@@ -27,11 +27,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastbert.kernels import attention, attention_backward, attention_decode, layer_norm
+from fastbert.kernels import (
+    attention,
+    attention_backward,
+    attention_decode,
+    gated_act,
+    gelu,
+    layer_norm,
+    rms_norm,
+    rotary,
+)
 from fastbert.kernels._launch import INTERPRETED, AotCase, Device, Launch, recorded_launches
 
 #: Every kernel module; each has `aot_cases()`.
-MODULES = (layer_norm, attention, attention_backward, attention_decode)
+MODULES = (layer_norm, rms_norm, gelu, gated_act, rotary, attention, attention_backward, attention_decode)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,10 +93,54 @@ _ROW_TILES: dict[tuple[str, str], tuple[RowTile, ...]] = {
         RowTile(max_width=MAX_WIDTH, tile=2048, num_warps=4),
     ),
 }  # (operation, architecture or family) -> lines in order of max_width
+# rms_norm does layer_norm's work on the same bytes, with fewer registers.
+_ROW_TILES |= {
+    (operation.replace("layer_norm", "rms_norm"), family): _ROW_TILES[operation, family]
+    for operation in ("layer_norm", "layer_norm_backward")
+    for family in ("cuda", "hip")
+}
 
 #: Programs of a grid-stride loop for each multiprocessor: two, as the registers above allow; more only lengthen the
 #: second reduction, which reads one row of partial sums a program.
 PROGRAMS_PER_PROCESSOR = 2
+
+
+@dataclass(frozen=True)
+class ElementTile:
+    """How an elementwise operation is launched, whatever the width of its rows."""
+
+    tile: int  # elements that a program holds at a time; a power of two
+    num_warps: int
+    num_stages: int = 1  # as RowTile's
+
+
+#: The widest head that the rotary kernel takes: a program holds whole ones.
+MAX_ROTARY_HEAD_DIM = 1024
+#: Columns of a block: a divisor of the widths of feed-forward layers, so that few lanes idle.
+MAX_ELEMENT_BLOCK = 1024
+#: 16 elements of each tensor a thread, or 32 where only one is read: then the instructions that find addresses and masks are few
+#: beside those of the activation (sm_90, bfloat16, exact GELU: 23 an element in all, of the 27 that memory leaves time for), and
+#: the 9 to 16 programs that registers allow hold 64 KiB of loads and more on a multiprocessor, where 23 are wanted.
+_ELEMENT_TILES: dict[tuple[str, str], ElementTile] = {
+    ("bias_gelu", "cuda"): ElementTile(tile=4096, num_warps=4),
+    ("bias_gelu", "hip"): ElementTile(tile=4096, num_warps=2),
+    ("bias_gelu_backward", "cuda"): ElementTile(tile=2048, num_warps=4),
+    ("bias_gelu_backward", "hip"): ElementTile(tile=2048, num_warps=2),
+    # A grid-stride loop: two programs of 66 to 80 registers hold 2 * 2 * 4096 * 2 bytes = 32 KiB, and the next tiles.
+    ("bias_gelu_backward_dbias", "cuda"): ElementTile(tile=4096, num_warps=8, num_stages=2),
+    ("bias_gelu_backward_dbias", "hip"): ElementTile(tile=4096, num_warps=4),
+    ("gated_act", "cuda"): ElementTile(tile=2048, num_warps=4),
+    ("gated_act", "hip"): ElementTile(tile=2048, num_warps=2),
+    ("gated_act_backward", "cuda"): ElementTile(tile=2048, num_warps=4),
+    ("gated_act_backward", "hip"): ElementTile(tile=2048, num_warps=2),
+    ("rotary", "cuda"): ElementTile(tile=2048, num_warps=4),
+    ("rotary", "hip"): ElementTile(tile=2048, num_warps=2),
+}  # (operation, architecture or family)
+
+
+def element_tile(operation: str, device: Device) -> ElementTile:
+    """The line of `operation`'s table."""
+    return _ELEMENT_TILES.get((operation, device.architecture)) or _ELEMENT_TILES[operation, device.family]
 
 
 @dataclass(frozen=True)
@@ -128,9 +172,9 @@ def row_tile(operation: str, width: int, device: Device) -> RowTile:
     return next(line for line in table if width <= line.max_width)
 
 
-def row_tile_widths() -> set[int]:
-    """The widest row of every line of every table: what the ahead-of-time compiler has to try."""
-    return {line.max_width for table in _ROW_TILES.values() for line in table}
+def row_tile_widths(*operations: str) -> set[int]:
+    """The widest row of every line of the operations' tables: what the ahead-of-time compiler has to try."""
+    return {line.max_width for (name, _), table in _ROW_TILES.items() if name in operations for line in table}
 
 
 # ------------------------------------------------------------------------------------------------------------ attention

@@ -56,6 +56,22 @@ def _add_layer_norm_backward(dtype: torch.dtype) -> Iterator[tuple[str, Argument
     yield "no-dropout", (grads[0], None, total, mean, rstd, w, 0.0, None, 0, [True, False, True, False, True])
 
 
+def _rms_norm(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
+    x, w = torch.randn(3, 5, 17, dtype=dtype), torch.randn(17, dtype=dtype)
+    yield "3x5x17", (x, w, 1e-6, True)
+    yield "no-weight", (x, None, 1e-6, False)
+    yield "no-rows", (x[:0], w, 1e-6, True)
+    yield "strided", (torch.randn(6, 40, dtype=dtype)[::2, :17], w, 1e-6, True)
+
+
+def _rms_norm_backward(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
+    x, w = torch.randn(4, 17, dtype=dtype), torch.randn(17, dtype=dtype)
+    _, rstd = reference.rms_norm(x, w, 1e-6, True)
+    yield "all", (torch.randn_like(x), x, rstd, w, [True, True])
+    yield "dx-only", (torch.randn_like(x), x, rstd, None, [True, False])
+    yield "no-rows", (x[:0], x[:0], rstd[:0], w, [True, True])
+
+
 def _linear_act(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
     x, w, b = torch.randn(2, 3, 8, dtype=dtype), torch.randn(5, 8, dtype=dtype), torch.randn(5, dtype=dtype)
     for activation in reference.ACTIVATIONS:
@@ -164,6 +180,24 @@ def _bias_gelu_backward(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
     yield "dx", (torch.randn_like(x), x, None, "none", [True, False])
 
 
+def _gated_act(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
+    both, other = torch.randn(3, 2, 10, dtype=dtype), torch.randn(3, 2, 5, dtype=dtype)
+    for activation in reference.GATE_ACTIVATIONS:
+        yield activation, (both, None, activation, False)
+    yield "gate-first", (both, None, "gelu", True)
+    yield "two", (both[..., 3:8], other, "silu", False)
+    yield "no-rows", (both[:0], None, "silu", False)
+
+
+def _gated_act_backward(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
+    both, other, grad = (torch.randn(3, n, dtype=dtype) for n in (10, 5, 5))
+    for activation in reference.GATE_ACTIVATIONS:
+        yield activation, (grad, both, None, activation, False, [True, False])
+    yield "gate-first", (grad, both, None, "gelu", True, [True, False])
+    yield "two", (grad, both[:, 3:8], other, "silu", False, [True, True])
+    yield "dgate", (grad, both[:, :5], other, "gelu", False, [False, True])
+
+
 def _softmax(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
     x = torch.randn(2, 3, 5, dtype=dtype)
     yield "plain", (x, None, 1.0, False)
@@ -232,6 +266,8 @@ SAMPLES: dict[str, Callable[[torch.dtype], Iterator[tuple[str, Arguments]]]] = {
     "layer_norm_backward": _layer_norm_backward,
     "add_layer_norm": _add_layer_norm,
     "add_layer_norm_backward": _add_layer_norm_backward,
+    "rms_norm": _rms_norm,
+    "rms_norm_backward": _rms_norm_backward,
     "linear_act": _linear_act,
     "linear_act_backward": _linear_act_backward,
     "linear_residual": _linear_residual,
@@ -240,6 +276,8 @@ SAMPLES: dict[str, Callable[[torch.dtype], Iterator[tuple[str, Arguments]]]] = {
     "attention_decode": _attention_decode,
     "bias_gelu": _bias_gelu,
     "bias_gelu_backward": _bias_gelu_backward,
+    "gated_act": _gated_act,
+    "gated_act_backward": _gated_act_backward,
     "softmax": _softmax,
     "softmax_backward": _softmax_backward,
     "embedding_layer_norm": _embedding,

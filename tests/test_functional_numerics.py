@@ -93,6 +93,10 @@ def _torch_rotary(x, angles, interleaved):
     return torch.cat((back, kept), -1).to(dtype)
 
 
+def _torch_gated(value, gate, act):
+    return value * act(gate)
+
+
 ANGLES = torch.rand(6, 3, dtype=torch.float64) * 6
 ACTS = {
     "none": lambda z: z,
@@ -103,6 +107,7 @@ ACTS = {
     "silu": TF.silu,
     "tanh": torch.tanh,
 }
+GATES = {name: ACTS[name] for name in ("gelu", "gelu_tanh", "gelu_quick", "silu", "relu")}
 SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.1])
 DENSE = _normal((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8))
 GROUPED = _normal((2, 4, 5, 8), (2, 2, 7, 8), (2, 2, 7, 8))
@@ -127,6 +132,13 @@ CASES = [
         lambda x: F.layer_norm(x, (33,)),
         lambda x: TF.layer_norm(x, (33,)),
     ),
+    Case(
+        "rms_norm",
+        _normal((3, 5, 17), (17,)),
+        lambda x, w: F.rms_norm(x, 17, w, 1e-3),
+        lambda x, w: TF.rms_norm(x, (17,), w, 1e-3),
+    ),
+    Case("rms_norm-bare", _normal((7, 4, 6)), lambda x: F.rms_norm(x, (4, 6)), lambda x: TF.rms_norm(x, (4, 6))),
     Case(
         "add_layer_norm",
         _normal((3, 5, 17), (3, 5, 17), (17,), (17,), (17,)),
@@ -164,6 +176,19 @@ CASES = [
         for how in ("none", "tanh", "quick")
     ),
     Case("gelu", _normal((4, 9)), F.gelu, TF.gelu),
+    *(
+        Case(
+            f"gated_act-{name}{'-gate-first' if gate_first else ''}",
+            _normal((4, 3, 18)),
+            lambda x, name=name, first=gate_first: F.gated_act(x, activation=name, gate_first=first),
+            lambda x, act=act, first=gate_first: _torch_gated(*x.chunk(2, -1)[:: -1 if first else 1], act),
+        )
+        for name, act in GATES.items()
+        for gate_first in (False, True)
+    ),
+    Case("geglu", _normal((5, 7), (5, 7)), F.geglu, lambda x, gate: _torch_gated(x, gate, TF.gelu)),
+    Case("swiglu", _normal((5, 7), (5, 7)), F.swiglu, lambda x, gate: _torch_gated(x, gate, TF.silu)),
+    Case("glu", _normal((5, 14)), F.gated_act, TF.glu),
     Case("softmax", _normal((3, 4, 9)), F.softmax, lambda x: x.softmax(-1)),
     Case("softmax-dim", _normal((3, 4, 9)), lambda x: F.softmax(x, 1), lambda x: x.softmax(1)),
     Case(
@@ -339,7 +364,17 @@ def test_compiled_with_one_tensor_as_several_arguments():
 
 
 @pytest.mark.parametrize(
-    "name", ["layer_norm", "add_layer_norm", "linear_act-gelu", "attention", "varlen", "embedding_layer_norm"]
+    "name",
+    [
+        "layer_norm",
+        "rms_norm",
+        "geglu",
+        "add_layer_norm",
+        "linear_act-gelu",
+        "attention",
+        "varlen",
+        "embedding_layer_norm",
+    ],
 )
 def test_exported(name):
     case = BY_NAME[name]

@@ -6,9 +6,11 @@ from fastbert.ops import (
     attention_decode,
     cross_entropy,
     embedding,
+    gated_act,
     gelu,
     layer_norm,
     linear,
+    rms_norm,
     rotary,
     softmax,
 )
@@ -19,9 +21,11 @@ __all__ = [
     "attention_decode",
     "cross_entropy",
     "embedding",
+    "gated_act",
     "gelu",
     "layer_norm",
     "linear",
+    "rms_norm",
     "rotary",
     "softmax",
 ]

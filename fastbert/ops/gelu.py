@@ -16,7 +16,7 @@ from fastbert.ops._common import (
     parameter_for,
     wants_grad,
 )
-from fastbert.ops._registry import Operation, register
+from fastbert.ops._registry import CUDA_DTYPES, Implementation, Operation, register
 from fastbert.reference import wide_dtype
 
 APPROXIMATIONS = ("none", "tanh", "quick")
@@ -36,7 +36,13 @@ def _fake_backward(
 
 
 _forward = register(
-    Operation("bias_gelu", "(Tensor x, Tensor? bias, str approximate) -> Tensor", reference.bias_gelu, _fake)
+    Operation(
+        "bias_gelu",
+        "(Tensor x, Tensor? bias, str approximate) -> Tensor",
+        reference.bias_gelu,
+        _fake,
+        cuda=Implementation("Triton", "fastbert.kernels.gelu:bias_gelu", CUDA_DTYPES),
+    )
 )
 _backward = register(
     Operation(
@@ -44,6 +50,7 @@ _backward = register(
         "(Tensor grad_y, Tensor x, Tensor? bias, str approximate, bool[2] needs) -> (Tensor dx, Tensor dbias)",
         reference.bias_gelu_backward,
         _fake_backward,
+        cuda=Implementation("Triton", "fastbert.kernels.gelu:bias_gelu_backward", CUDA_DTYPES),
     )
 )
 

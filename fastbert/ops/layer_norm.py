@@ -103,16 +103,7 @@ def layer_norm(
         ValueError: shapes do not fit, or the tensors are on several devices.
     """
     check_floating("layer_norm", "input", input)
-    shape = tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (operator.index(normalized_shape),)
-    if not shape or tuple(input.shape[-len(shape) :]) != shape:
-        raise ValueError(
-            f"layer_norm: normalized_shape is {list(shape)} and input {list(input.shape)}; expected input's last dimensions"
-        )
-    x = input
-    if len(shape) > 1:
-        x = input.flatten(-len(shape))
-        weight = _flat("weight", weight, shape)
-        bias = _flat("bias", bias, shape)
+    x, (weight, bias) = rows_to_normalise("layer_norm", input, normalized_shape, weight=weight, bias=bias)
     check_norm_arguments("layer_norm", x, weight, bias)
     weight, bias = norm_parameters(x, weight, bias)
     y = (
@@ -120,15 +111,29 @@ def layer_norm(
         if wants_grad(x, weight, bias)
         else _forward(x, weight, bias, eps, False)[0]
     )
-    return y.reshape(input.shape) if len(shape) > 1 else y
+    return y if x is input else y.reshape(input.shape)
 
 
-def _flat(name: str, parameter: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+def rows_to_normalise(
+    function: str, input: Tensor, normalized_shape: int | Sequence[int], **parameters: Tensor | None
+) -> tuple[Tensor, list[Tensor | None]]:
+    """input as [..., width] and the parameters as [width]. Raises where normalized_shape is not that of their last dimensions."""
+    shape = tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (operator.index(normalized_shape),)
+    if not shape or tuple(input.shape[-len(shape) :]) != shape:
+        raise ValueError(
+            f"{function}: normalized_shape is {list(shape)} and input {list(input.shape)}; expected input's last dimensions"
+        )
+    if len(shape) == 1:
+        return input, list(parameters.values())
+    return input.flatten(-len(shape)), [_flat(function, name, each, shape) for name, each in parameters.items()]
+
+
+def _flat(function: str, name: str, parameter: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
     if parameter is None:
         return None
-    check_floating("layer_norm", name, parameter)
+    check_floating(function, name, parameter)
     if tuple(parameter.shape) != shape:
-        raise ValueError(f"layer_norm: {name} has shape {list(parameter.shape)}; expected {list(shape)}")
+        raise ValueError(f"{function}: {name} has shape {list(parameter.shape)}; expected {list(shape)}")
     return parameter.flatten()
 
 

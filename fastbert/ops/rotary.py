@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from fastbert import reference
 from fastbert.ops._common import check_device, check_floating, check_integers, check_range, wants_grad
-from fastbert.ops._registry import Operation, register
+from fastbert.ops._registry import CUDA_DTYPES, Implementation, Operation, register
 
 
 def _fake(x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None, interleaved: bool, inverse: bool) -> Tensor:
@@ -26,6 +26,7 @@ _rotary = register(
         "(Tensor x, Tensor cos, Tensor sin, Tensor? position_ids, bool interleaved, bool inverse) -> Tensor",
         reference.rotary,
         _fake,
+        cuda=Implementation("Triton", "fastbert.kernels.rotary:rotary", CUDA_DTYPES),
         check_values=_check_values,
     )
 )
@@ -91,6 +92,8 @@ def rotary(
         raise ValueError(f"{function}: packed input [tokens, heads, head_dim] needs position_ids [tokens]")
     elif input.shape[1] > cos.shape[0]:
         raise ValueError(f"{function}: input has {input.shape[1]} positions; the table of angles has {cos.shape[0]}")
+    if input.dtype != torch.float64:
+        cos, sin = (t.float() if t.dtype == torch.float64 else t for t in (cos, sin))
     if wants_grad(input):
         return _Rotary.apply(input, cos, sin, position_ids, interleaved)
     return _rotary(input, cos, sin, position_ids, interleaved, False)

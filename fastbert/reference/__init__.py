@@ -17,6 +17,7 @@ from fastbert.reference.attention import attention, attention_backward, attentio
 from fastbert.reference.dropout import dropout_mask, philox
 from fastbert.reference.elementwise import (
     ACTIVATIONS,
+    GELU_BY_APPROXIMATION,
     bias_gelu,
     bias_gelu_backward,
     rotary,
@@ -24,6 +25,7 @@ from fastbert.reference.elementwise import (
     softmax_backward,
 )
 from fastbert.reference.embedding import embedding_layer_norm, embedding_layer_norm_backward
+from fastbert.reference.gated_act import GATE_ACTIVATIONS, gated_act, gated_act_backward
 from fastbert.reference.layer_norm import add_layer_norm, add_layer_norm_backward, layer_norm, layer_norm_backward
 from fastbert.reference.linear import linear_act, linear_act_backward, linear_residual
 from fastbert.reference.losses import (
@@ -32,9 +34,12 @@ from fastbert.reference.losses import (
     linear_cross_entropy,
     linear_cross_entropy_backward,
 )
+from fastbert.reference.rms_norm import rms_norm, rms_norm_backward
 
 __all__ = [
     "ACTIVATIONS",
+    "GATE_ACTIVATIONS",
+    "GELU_BY_APPROXIMATION",
     "add_layer_norm",
     "add_layer_norm_backward",
     "attention",
@@ -47,6 +52,8 @@ __all__ = [
     "dropout_mask",
     "embedding_layer_norm",
     "embedding_layer_norm_backward",
+    "gated_act",
+    "gated_act_backward",
     "layer_norm",
     "layer_norm_backward",
     "linear_act",
@@ -55,6 +62,8 @@ __all__ = [
     "linear_cross_entropy_backward",
     "linear_residual",
     "philox",
+    "rms_norm",
+    "rms_norm_backward",
     "rotary",
     "softmax",
     "softmax_backward",
