@@ -8,9 +8,11 @@
 #include <vector>
 
 #include "cpu/attention.h"
+#include "cpu/cross_entropy.h"
 #include "cpu/dispatch.h"
 #include "cpu/gelu.h"
 #include "cpu/layer_norm.h"
+#include "cpu/softmax.h"
 
 namespace py = pybind11;
 using namespace fastbert;
@@ -183,6 +185,81 @@ void bias_gelu_backward_binding(int dtype, int gelu, int64_t rows, int64_t width
                        pointer<float>(dbias), threads);
 }
 
+// `sizes` and `strides` are those of the leading dimensions.
+void softmax_binding(int dtype, int64_t rows, int64_t columns, uintptr_t x, int64_t x_stride, float scale,
+                     uintptr_t mask, int mask_type, const std::vector<int64_t>& sizes,
+                     const std::vector<int64_t>& strides, int64_t causal_rows, uintptr_t y, int threads) {
+    if (sizes.size() != strides.size() || sizes.size() > kMostMaskDims) {
+        throw std::invalid_argument("the mask has " + std::to_string(sizes.size()) + " leading dimensions; at most " +
+                                    std::to_string(kMostMaskDims) + " are supported");
+    }
+    Softmax a = {};
+    a.rows = rows;
+    a.columns = columns;
+    a.x = pointer<void>(x);
+    a.x_stride = x_stride;
+    a.scale = scale;
+    a.mask.data = pointer<void>(mask);
+    a.mask.type = static_cast<MaskType>(mask_type);
+    a.mask.dims = static_cast<int>(sizes.size());
+    for (size_t i = 0; i < sizes.size(); ++i) {
+        a.mask.sizes[i] = sizes[i];
+        a.mask.strides[i] = strides[i];
+    }
+    a.causal_rows = causal_rows;
+    a.y = pointer<void>(y);
+    softmax(static_cast<Dtype>(dtype), a, threads);
+}
+
+void softmax_backward_binding(int dtype, int64_t rows, int64_t columns, uintptr_t grad_y, int64_t grad_y_stride,
+                              uintptr_t y, int64_t y_stride, float scale, uintptr_t dx, int threads) {
+    SoftmaxBackward a = {};
+    a.rows = rows;
+    a.columns = columns;
+    a.grad_y = pointer<void>(grad_y);
+    a.grad_y_stride = grad_y_stride;
+    a.y = pointer<void>(y);
+    a.y_stride = y_stride;
+    a.scale = scale;
+    a.dx = pointer<void>(dx);
+    softmax_backward(static_cast<Dtype>(dtype), a, threads);
+}
+
+void cross_entropy_binding(int dtype, int64_t rows, int64_t classes, uintptr_t logits, int64_t logits_stride,
+                           uintptr_t target, int64_t ignore_index, float label_smoothing, uintptr_t losses,
+                           uintptr_t lse, int threads) {
+    CrossEntropy a = {};
+    a.rows = rows;
+    a.classes = classes;
+    a.logits = pointer<void>(logits);
+    a.logits_stride = logits_stride;
+    a.target = pointer<int64_t>(target);
+    a.ignore_index = ignore_index;
+    a.label_smoothing = label_smoothing;
+    a.losses = pointer<float>(losses);
+    a.lse = pointer<float>(lse);
+    cross_entropy(static_cast<Dtype>(dtype), a, threads);
+}
+
+void cross_entropy_backward_binding(int dtype, int64_t rows, int64_t classes, uintptr_t grad_losses,
+                                    int64_t grad_losses_stride, uintptr_t logits, int64_t logits_stride,
+                                    uintptr_t target, uintptr_t lse, int64_t ignore_index, float label_smoothing,
+                                    uintptr_t dlogits, int threads) {
+    CrossEntropyBackward a = {};
+    a.rows = rows;
+    a.classes = classes;
+    a.grad_losses = pointer<float>(grad_losses);
+    a.grad_losses_stride = grad_losses_stride;
+    a.logits = pointer<void>(logits);
+    a.logits_stride = logits_stride;
+    a.target = pointer<int64_t>(target);
+    a.lse = pointer<float>(lse);
+    a.ignore_index = ignore_index;
+    a.label_smoothing = label_smoothing;
+    a.dlogits = pointer<void>(dlogits);
+    cross_entropy_backward(static_cast<Dtype>(dtype), a, threads);
+}
+
 std::vector<uint32_t> philox_binding(int64_t seed, int64_t offset, int64_t count) {
     if (offset < 0 || offset % 4 != 0 || count < 0) {
         throw std::invalid_argument("offset must be a multiple of 4 and not negative, and count not negative");
@@ -224,4 +301,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("add_layer_norm_backward", &add_layer_norm_backward_binding, unlocked);
     m.def("bias_gelu", &bias_gelu_binding, unlocked);
     m.def("bias_gelu_backward", &bias_gelu_backward_binding, unlocked);
+    m.def("softmax", &softmax_binding, unlocked);
+    m.def("softmax_backward", &softmax_backward_binding, unlocked);
+    m.def("cross_entropy", &cross_entropy_binding, unlocked);
+    m.def("cross_entropy_backward", &cross_entropy_backward_binding, unlocked);
 }

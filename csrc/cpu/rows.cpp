@@ -64,8 +64,12 @@ int64_t grain_rows(int64_t width) {
     return std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, width));
 }
 
+bool is_large(int64_t bytes) {
+    return bytes >= kStreamBytes;
+}
+
 bool streams(const void* result, int64_t bytes, int64_t row_bytes) {
-    return result && bytes >= kStreamBytes && row_bytes % kStreamAlignment == 0 &&
+    return result && is_large(bytes) && row_bytes % kStreamAlignment == 0 &&
            reinterpret_cast<uintptr_t>(result) % kStreamAlignment == 0;
 }
 

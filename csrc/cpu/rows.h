@@ -54,7 +54,9 @@ int64_t room_for(const Parameter& parameter, Dtype rows, int64_t width);
 // Rows below which another thread costs more than it saves.
 int64_t grain_rows(int64_t width);
 
-// Whether a result of contiguous rows is written past the caches.
+// Whether a result is larger than what the caches keep for its reader: then it is written past them. streams() also asks
+// whether every one of its contiguous rows starts at a cache line.
+bool is_large(int64_t bytes);
 bool streams(const void* result, int64_t bytes, int64_t row_bytes);
 
 // Sums over the rows, of some vectors [width]. A block of rows makes one partial sum; blocks depend on the number of

@@ -132,6 +132,12 @@ FASTBERT_INLINE float sum_of_lanes(vfloat v) {
     return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
+FASTBERT_INLINE float largest_lane(vfloat v) {
+    float largest = v[0];
+    for (int i = 1; i < kLanes; ++i) largest = v[i] > largest ? v[i] : largest;
+    return largest;
+}
+
 FASTBERT_INLINE float square_root(float value) {
     return __builtin_sqrtf(value);  // one instruction: errno is off
 }

@@ -73,7 +73,11 @@ def attention(
         tokens, kv_heads, seq_k = 0, kv_shape[1], kv_shape[2]
         if kv_shape[0] != batch:
             raise ValueError(f"attention: q has shape {list(shape)} and k {list(kv_shape)}; batch sizes must be equal")
-    if kv_shape[-1] != head_dim or v.shape[:-1] != kv_shape[:-1] or (kv_heads != heads and (not kv_heads or heads % kv_heads)):
+    if (
+        kv_shape[-1] != head_dim
+        or v.shape[:-1] != kv_shape[:-1]
+        or (kv_heads != heads and (not kv_heads or heads % kv_heads))
+    ):
         raise ValueError(
             f"attention: q has shape {list(shape)}, k {list(kv_shape)} and v {list(v.shape)}; k and v must have equal "
             "tokens and heads, k the head_dim of q, and heads that divide those of q"

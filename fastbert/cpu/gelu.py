@@ -23,7 +23,9 @@ _NUMBERS = {"none": 0, "tanh": 1, "quick": 2}
 def _number(operation: str, approximate: str) -> int:
     number = _NUMBERS.get(approximate)
     if number is None:
-        raise ValueError(f"{operation}: approximate is {approximate!r}; expected one of {', '.join(map(repr, _NUMBERS))}")
+        raise ValueError(
+            f"{operation}: approximate is {approximate!r}; expected one of {', '.join(map(repr, _NUMBERS))}"
+        )
     return number
 
 

@@ -18,7 +18,7 @@ from fastbert.ops._common import (
     or_none,
     wants_grad,
 )
-from fastbert.ops._registry import Operation, register
+from fastbert.ops._registry import CPU_DTYPES, Implementation, Operation, register
 from fastbert.reference import wide_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -77,6 +77,7 @@ _forward = register(
         "(Tensor logits, Tensor target, int ignore_index, float label_smoothing) -> (Tensor losses, Tensor lse)",
         reference.cross_entropy,
         _fake,
+        cpu=Implementation("C++", "fastbert.cpu.cross_entropy:cross_entropy", CPU_DTYPES),
         check_values=_check_values,
     )
 )
@@ -86,6 +87,7 @@ _backward = register(
         "(Tensor grad_losses, Tensor logits, Tensor target, Tensor lse, int ignore_index, float label_smoothing) -> Tensor",
         reference.cross_entropy_backward,
         _fake_backward,
+        cpu=Implementation("C++", "fastbert.cpu.cross_entropy:cross_entropy_backward", CPU_DTYPES),
         dtype_argument=1,
     )
 )
