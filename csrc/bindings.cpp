@@ -12,6 +12,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/gelu.h"
 #include "cpu/layer_norm.h"
+#include "cpu/rotary.h"
 #include "cpu/softmax.h"
 
 namespace py = pybind11;
@@ -260,6 +261,32 @@ void cross_entropy_backward_binding(int dtype, int64_t rows, int64_t classes, ui
     cross_entropy_backward(static_cast<Dtype>(dtype), a, threads);
 }
 
+void rotary_binding(int dtype, int64_t batch, int64_t seq, int64_t heads, int64_t head_dim, uintptr_t x,
+                    int64_t batch_stride, int64_t seq_stride, int64_t head_stride, int64_t pairs, uintptr_t cos,
+                    uintptr_t sin, int table_dtype, int64_t cos_stride, int64_t sin_stride, uintptr_t positions,
+                    bool interleaved, bool inverse, uintptr_t y, int threads) {
+    Rotary a = {};
+    a.batch = batch;
+    a.seq = seq;
+    a.heads = heads;
+    a.head_dim = head_dim;
+    a.x = pointer<void>(x);
+    a.batch_stride = batch_stride;
+    a.seq_stride = seq_stride;
+    a.head_stride = head_stride;
+    a.pairs = pairs;
+    a.cos = pointer<void>(cos);
+    a.sin = pointer<void>(sin);
+    a.table_dtype = static_cast<Dtype>(table_dtype);
+    a.cos_stride = cos_stride;
+    a.sin_stride = sin_stride;
+    a.positions = pointer<int64_t>(positions);
+    a.interleaved = interleaved;
+    a.inverse = inverse;
+    a.y = pointer<void>(y);
+    rotary(static_cast<Dtype>(dtype), a, threads);
+}
+
 std::vector<uint32_t> philox_binding(int64_t seed, int64_t offset, int64_t count) {
     if (offset < 0 || offset % 4 != 0 || count < 0) {
         throw std::invalid_argument("offset must be a multiple of 4 and not negative, and count not negative");
@@ -305,4 +332,5 @@ PYBIND11_MODULE(_C, m) {
     m.def("softmax_backward", &softmax_backward_binding, unlocked);
     m.def("cross_entropy", &cross_entropy_binding, unlocked);
     m.def("cross_entropy_backward", &cross_entropy_backward_binding, unlocked);
+    m.def("rotary", &rotary_binding, unlocked);
 }

@@ -1,32 +1,11 @@
 // Vectors in block order and sums over rows, for one instruction set: see simd.h for what such a file may not do.
 #include "rows.h"
+
+#include "block_order.h"
 #include "simd.h"
 
 namespace fastbert {
 namespace {
-
-// A parameter to float32 in the block order of rows of T.
-template <class T, class From>
-FASTBERT_INLINE void to_block_order(const From* from, float* to, int64_t width) {
-    int64_t column = 0;
-    for (; column + kBlock <= width; column += kBlock) {
-        if (sizeof(T) == sizeof(From)) {
-            store_block(to + column, load_block(from + column));
-        } else if (sizeof(T) == sizeof(float)) {
-            store(to + column, load_part(from + column, kLanes));
-            store(to + column + kLanes, load_part(from + column + kLanes, kLanes));
-        } else {
-            for (int i = 0; i < kLanes; ++i) {
-                to[column + i] = *(const float*)(from + column + 2 * i);
-                to[column + kLanes + i] = *(const float*)(from + column + 2 * i + 1);
-            }
-        }
-    }
-    for (; column < width; column += kLanes) {
-        const int count = part_count(column, width);
-        store_part(to + column, load_part(from + column, count), count);
-    }
-}
 
 template <class T>
 void parameter_to_block_order(const void* from, Dtype dtype, float* to, int64_t width) {
@@ -42,10 +21,7 @@ template <class T>
 void from_block_order(const float* from, float* to, int64_t begin, int64_t end, int64_t width) {
     int64_t column = begin;
     for (; sizeof(T) != sizeof(float) && column + kBlock <= width && column < end; column += kBlock) {
-        for (int i = 0; i < kLanes; ++i) {
-            to[column + 2 * i] = from[column + i];
-            to[column + 2 * i + 1] = from[column + kLanes + i];
-        }
+        store_natural<T>(to + column, load_block(from + column));
     }
     for (; column < end; ++column) to[column] = from[column];
 }

@@ -1,6 +1,7 @@
 // Softmax kernels of one instruction set. Compiled once for each: see simd.h for what such a file may not do.
 #include "softmax.h"
 
+#include "block_order.h"
 #include "exponential.h"
 #include "simd.h"
 
@@ -11,10 +12,10 @@ constexpr float kInfinity = __builtin_inff();
 
 // ---- masks ----
 
-// A block of a row of T takes a block of a mask's row, which may be of another type: in the order of T (see simd.h).
+// A mask's row becomes terms in the order of rows of T (see simd.h): -infinity where nothing is kept.
 
 template <class T>
-FASTBERT_INLINE void mask_block(const uint8_t* keep, float* to) {
+FASTBERT_INLINE void keep_block(const uint8_t* keep, float* to) {
     typedef uint8_t bytes __attribute__((vector_size(kLanes)));
     typedef uint8_t bytes_at __attribute__((vector_size(kLanes), aligned(1), may_alias));
     vuint first, second;
@@ -32,44 +33,10 @@ FASTBERT_INLINE void mask_block(const uint8_t* keep, float* to) {
 }
 
 template <class T>
-FASTBERT_INLINE void mask_block(const float* term, float* to) {
-    if (sizeof(T) == sizeof(float)) {
-        store_block(to, load_block(term));
-        return;
-    }
-    for (int i = 0; i < kLanes; ++i) {
-        to[i] = term[2 * i];
-        to[kLanes + i] = term[2 * i + 1];
-    }
-}
-
-template <class T>
-FASTBERT_INLINE void mask_block(const bfloat16* term, float* to) {
-    if (sizeof(T) == sizeof(float)) {
-        store(to, load_part(term, kLanes));
-        store(to + kLanes, load_part(term + kLanes, kLanes));
-    } else {
-        store_block(to, load_block(term));
-    }
-}
-
-FASTBERT_INLINE float mask_element(const uint8_t* keep) {
-    return *keep ? 0.0f : -kInfinity;
-}
-
-FASTBERT_INLINE float mask_element(const float* term) {
-    return *term;
-}
-
-FASTBERT_INLINE float mask_element(const bfloat16* term) {
-    return load_part(term, 1)[0];
-}
-
-template <class T, class M>
-FASTBERT_INLINE void mask_row(const M* from, float* to, int64_t columns) {
+FASTBERT_INLINE void keep_row(const uint8_t* keep, float* to, int64_t columns) {
     int64_t column = 0;
-    for (; column + kBlock <= columns; column += kBlock) mask_block<T>(from + column, to + column);
-    for (; column < columns; ++column) to[column] = mask_element(from + column);
+    for (; column + kBlock <= columns; column += kBlock) keep_block<T>(keep + column, to + column);
+    for (; column < columns; ++column) to[column] = keep[column] ? 0.0f : -kInfinity;
 }
 
 // Goes through the rows of the mask beside those of the tensor. Many rows share one: it is converted once for all that
@@ -96,11 +63,11 @@ struct MaskRows {
         converted = offset;
         converted_columns = columns;
         if (mask.type == kKeepMask) {
-            mask_row<T>((const uint8_t*)mask.data + offset, terms, columns);
+            keep_row<T>((const uint8_t*)mask.data + offset, terms, columns);
         } else if (mask.type == kFloat32Mask) {
-            mask_row<T>((const float*)mask.data + offset, terms, columns);
+            to_block_order<T>((const float*)mask.data + offset, terms, columns);
         } else {
-            mask_row<T>((const bfloat16*)mask.data + offset, terms, columns);
+            to_block_order<T>((const bfloat16*)mask.data + offset, terms, columns);
         }
     }
     FASTBERT_INLINE_MEMBER void next() {
@@ -250,8 +217,16 @@ void backward(const SoftmaxBackward& a, int64_t begin, int64_t end) {
         const T* const grad = (const T*)a.grad_y + row * a.grad_y_stride;
         const T* const y = (const T*)a.y + row * a.y_stride;
         T* const dx = (T*)a.dx + row * a.columns;
-        vfloat sum[2] = {};
+        vfloat sum[4] = {};  // independent additions, to hide their latency
         int64_t column = 0;
+        for (; column + 2 * kBlock <= a.columns; column += 2 * kBlock) {
+#pragma GCC unroll 2
+            for (int i = 0; i < 2; ++i) {
+                const block g = load_block(grad + column + i * kBlock), v = load_block(y + column + i * kBlock);
+                sum[2 * i] = fma(g.first, v.first, sum[2 * i]);
+                sum[2 * i + 1] = fma(g.second, v.second, sum[2 * i + 1]);
+            }
+        }
         for (; column + kBlock <= a.columns; column += kBlock) {
             const block g = load_block(grad + column), v = load_block(y + column);
             sum[0] = fma(g.first, v.first, sum[0]);
@@ -261,7 +236,7 @@ void backward(const SoftmaxBackward& a, int64_t begin, int64_t end) {
             const int count = part_count(column, a.columns);
             sum[0] = fma(load_part(grad + column, count), load_part(y + column, count), sum[0]);
         }
-        const vfloat dot = splat(sum_of_lanes(sum[0] + sum[1]));
+        const vfloat dot = splat(sum_of_lanes((sum[0] + sum[1]) + (sum[2] + sum[3])));
         column = 0;
         for (; column + kBlock <= a.columns; column += kBlock) {
             const block g = load_block(grad + column), v = load_block(y + column);
