@@ -5,11 +5,13 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cpu/attention.h"
 #include "cpu/cross_entropy.h"
 #include "cpu/dispatch.h"
+#include "cpu/embedding.h"
 #include "cpu/gelu.h"
 #include "cpu/layer_norm.h"
 #include "cpu/rotary.h"
@@ -287,6 +289,63 @@ void rotary_binding(int dtype, int64_t batch, int64_t seq, int64_t heads, int64_
     rotary(static_cast<Dtype>(dtype), a, threads);
 }
 
+// (data, stride, ids) of a table; 0 for the ids of an absent one
+using TableArguments = std::tuple<uintptr_t, int64_t, uintptr_t>;
+
+Table table(const TableArguments& arguments) {
+    return {pointer<void>(std::get<0>(arguments)), std::get<1>(arguments), pointer<int64_t>(std::get<2>(arguments))};
+}
+
+void embedding_layer_norm_binding(int dtype, int64_t tokens, int64_t width, TableArguments word,
+                                  TableArguments position, TableArguments token_type, uintptr_t weight, uintptr_t bias,
+                                  int parameter_dtype, float eps, double dropout_p, int64_t seed, int64_t offset,
+                                  uintptr_t y, uintptr_t mean, uintptr_t rstd, int threads) {
+    EmbeddingForward a = {};
+    a.tokens = tokens;
+    a.width = width;
+    a.tables[0] = table(word);
+    a.tables[1] = table(position);
+    a.tables[2] = table(token_type);
+    a.eps = eps;
+    a.dropout = dropout(dropout_p, seed, offset);
+    a.y = pointer<void>(y);
+    a.mean = pointer<float>(mean);
+    a.rstd = pointer<float>(rstd);
+    embedding_layer_norm(static_cast<Dtype>(dtype), a, parameter(weight, parameter_dtype),
+                         parameter(bias, parameter_dtype), threads);
+}
+
+// Of each table's gradient (data, entries).
+using GradientArguments = std::tuple<uintptr_t, int64_t>;
+
+void embedding_layer_norm_backward_binding(int dtype, int64_t tokens, int64_t width, TableArguments word,
+                                           TableArguments position, TableArguments token_type, uintptr_t grad_y,
+                                           int64_t grad_y_stride, uintptr_t mean, uintptr_t rstd, uintptr_t weight,
+                                           int parameter_dtype, double dropout_p, int64_t seed, int64_t offset,
+                                           int64_t padding_idx, GradientArguments dword, GradientArguments dposition,
+                                           GradientArguments dtoken_type, uintptr_t dweight, uintptr_t dbias,
+                                           int threads) {
+    EmbeddingBackward a = {};
+    a.tokens = tokens;
+    a.width = width;
+    a.tables[0] = table(word);
+    a.tables[1] = table(position);
+    a.tables[2] = table(token_type);
+    a.grad_y = pointer<void>(grad_y);
+    a.grad_y_stride = grad_y_stride;
+    a.mean = pointer<float>(mean);
+    a.rstd = pointer<float>(rstd);
+    a.dropout = dropout(dropout_p, seed, offset);
+    a.dweight = pointer<float>(dweight);
+    a.dbias = pointer<float>(dbias);
+    const TableGradient gradients[kTables] = {
+        {pointer<float>(std::get<0>(dword)), std::get<1>(dword), padding_idx},
+        {pointer<float>(std::get<0>(dposition)), std::get<1>(dposition), -1},
+        {pointer<float>(std::get<0>(dtoken_type)), std::get<1>(dtoken_type), -1},
+    };
+    embedding_layer_norm_backward(static_cast<Dtype>(dtype), a, gradients, parameter(weight, parameter_dtype), threads);
+}
+
 std::vector<uint32_t> philox_binding(int64_t seed, int64_t offset, int64_t count) {
     if (offset < 0 || offset % 4 != 0 || count < 0) {
         throw std::invalid_argument("offset must be a multiple of 4 and not negative, and count not negative");
@@ -333,4 +392,6 @@ PYBIND11_MODULE(_C, m) {
     m.def("cross_entropy", &cross_entropy_binding, unlocked);
     m.def("cross_entropy_backward", &cross_entropy_backward_binding, unlocked);
     m.def("rotary", &rotary_binding, unlocked);
+    m.def("embedding_layer_norm", &embedding_layer_norm_binding, unlocked);
+    m.def("embedding_layer_norm_backward", &embedding_layer_norm_backward_binding, unlocked);
 }

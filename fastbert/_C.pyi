@@ -228,3 +228,53 @@ def rotary(
     threads: int,
     /,
 ) -> None: ...
+
+# (data, distance of entries, ids), and of a gradient (data, entries)
+_Table = tuple[int, int, int]
+_TableGradient = tuple[int, int]
+
+def embedding_layer_norm(
+    dtype: int,
+    tokens: int,
+    width: int,
+    word: _Table,
+    position: _Table,
+    token_type: _Table,
+    weight: int,
+    bias: int,
+    parameter_dtype: int,
+    eps: float,
+    dropout_p: float,
+    seed: int,
+    offset: int,
+    y: int,
+    mean: int,
+    rstd: int,
+    threads: int,
+    /,
+) -> None: ...
+def embedding_layer_norm_backward(
+    dtype: int,
+    tokens: int,
+    width: int,
+    word: _Table,
+    position: _Table,
+    token_type: _Table,
+    grad_y: int,
+    grad_y_stride: int,
+    mean: int,
+    rstd: int,
+    weight: int,
+    parameter_dtype: int,
+    dropout_p: float,
+    seed: int,
+    offset: int,
+    padding_idx: int,
+    dword: _TableGradient,
+    dposition: _TableGradient,
+    dtoken_type: _TableGradient,
+    dweight: int,
+    dbias: int,
+    threads: int,
+    /,
+) -> None: ...

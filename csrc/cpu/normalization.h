@@ -96,10 +96,10 @@ FASTBERT_INLINE Normalization normalization(const Source& source, Row<Again> aga
     return {shift, means.d, 1.0f / square_root(variance + eps)};
 }
 
-// y = x_hat * weight + bias over one row.
+// y = (x_hat * weight + bias) * factors over one row; factors may be null.
 template <bool kShifted, class In, class Out>
 FASTBERT_INLINE void normalize(const In* x, const float* weight, const float* bias, Out* y, int64_t width,
-                               const Normalization& n) {
+                               const Normalization& n, const float* factors) {
     const vfloat shift = splat(n.shift), rstd = splat(n.rstd), minus_mean = splat(-n.mean_d * n.rstd);
     int64_t column = 0;
 #pragma GCC unroll 2
@@ -107,23 +107,27 @@ FASTBERT_INLINE void normalize(const In* x, const float* weight, const float* bi
         const block v = load_block(x + column), w = load_block(weight + column), b = load_block(bias + column);
         const block d = kShifted ? block{v.first - shift, v.second - shift} : v;
         const block x_hat = {fma(d.first, rstd, minus_mean), fma(d.second, rstd, minus_mean)};
-        store_block(y + column, {fma(x_hat.first, w.first, b.first), fma(x_hat.second, w.second, b.second)});
+        block out = {fma(x_hat.first, w.first, b.first), fma(x_hat.second, w.second, b.second)};
+        if (factors) out = out * load_block(factors + column);
+        store_block(y + column, out);
     }
     for (; column < width; column += kLanes) {
         const int count = part_count(column, width);
         const vfloat v = load_part(x + column, count);
         const vfloat x_hat = fma(kShifted ? v - shift : v, rstd, minus_mean);
-        store_part(y + column, fma(x_hat, load_part(weight + column, count), load_part(bias + column, count)), count);
+        vfloat out = fma(x_hat, load_part(weight + column, count), load_part(bias + column, count));
+        if (factors) out *= load_part(factors + column, count);
+        store_part(y + column, out, count);
     }
 }
 
 template <class In, class Out>
 FASTBERT_INLINE void normalize_row(const In* x, const float* weight, const float* bias, Out* y, int64_t width,
-                                   const Normalization& n) {
+                                   const Normalization& n, const float* factors = nullptr) {
     if (n.shift == 0.0f) {
-        normalize<false>(x, weight, bias, y, width, n);
+        normalize<false>(x, weight, bias, y, width, n, factors);
     } else {
-        normalize<true>(x, weight, bias, y, width, n);
+        normalize<true>(x, weight, bias, y, width, n, factors);
     }
 }
 
