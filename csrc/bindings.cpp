@@ -12,8 +12,10 @@
 #include "cpu/cross_entropy.h"
 #include "cpu/dispatch.h"
 #include "cpu/embedding.h"
+#include "cpu/gated_act.h"
 #include "cpu/gelu.h"
 #include "cpu/layer_norm.h"
+#include "cpu/rms_norm.h"
 #include "cpu/rotary.h"
 #include "cpu/softmax.h"
 
@@ -346,6 +348,67 @@ void embedding_layer_norm_backward_binding(int dtype, int64_t tokens, int64_t wi
     embedding_layer_norm_backward(static_cast<Dtype>(dtype), a, gradients, parameter(weight, parameter_dtype), threads);
 }
 
+void gated_act_binding(int dtype, int activation, int64_t rows, int64_t width, uintptr_t value, int64_t value_stride,
+                       uintptr_t gate, int64_t gate_stride, uintptr_t y, int threads) {
+    GatedAct a = {};
+    a.rows = rows;
+    a.width = width;
+    a.value = pointer<void>(value);
+    a.value_stride = value_stride;
+    a.gate = pointer<void>(gate);
+    a.gate_stride = gate_stride;
+    a.y = pointer<void>(y);
+    gated_act(static_cast<Dtype>(dtype), static_cast<GateActivation>(activation), a, threads);
+}
+
+void gated_act_backward_binding(int dtype, int activation, int64_t rows, int64_t width, uintptr_t grad_y,
+                                int64_t grad_y_stride, uintptr_t value, int64_t value_stride, uintptr_t gate,
+                                int64_t gate_stride, uintptr_t dvalue, uintptr_t dgate, int64_t gradient_stride,
+                                int threads) {
+    GatedAct a = {};
+    a.rows = rows;
+    a.width = width;
+    a.grad_y = pointer<void>(grad_y);
+    a.grad_y_stride = grad_y_stride;
+    a.value = pointer<void>(value);
+    a.value_stride = value_stride;
+    a.gate = pointer<void>(gate);
+    a.gate_stride = gate_stride;
+    a.dvalue = pointer<void>(dvalue);
+    a.dgate = pointer<void>(dgate);
+    a.gradient_stride = gradient_stride;
+    gated_act_backward(static_cast<Dtype>(dtype), static_cast<GateActivation>(activation), a, threads);
+}
+
+void rms_norm_binding(int dtype, int64_t rows, int64_t width, uintptr_t x, int64_t x_stride, uintptr_t weight,
+                      int weight_dtype, float eps, uintptr_t y, uintptr_t rstd, int threads) {
+    RmsNormForward a = {};
+    a.rows = rows;
+    a.width = width;
+    a.x = pointer<void>(x);
+    a.x_stride = x_stride;
+    a.eps = eps;
+    a.y = pointer<void>(y);
+    a.rstd = pointer<float>(rstd);
+    rms_norm(static_cast<Dtype>(dtype), a, parameter(weight, weight_dtype), threads);
+}
+
+void rms_norm_backward_binding(int dtype, int64_t rows, int64_t width, uintptr_t grad_y, int64_t grad_y_stride,
+                               uintptr_t x, int64_t x_stride, uintptr_t rstd, uintptr_t weight, int weight_dtype,
+                               uintptr_t dx, uintptr_t dweight, int threads) {
+    RmsNormBackward a = {};
+    a.rows = rows;
+    a.width = width;
+    a.grad_y = pointer<void>(grad_y);
+    a.grad_y_stride = grad_y_stride;
+    a.x = pointer<void>(x);
+    a.x_stride = x_stride;
+    a.rstd = pointer<float>(rstd);
+    a.dx = pointer<void>(dx);
+    a.dweight = pointer<float>(dweight);
+    rms_norm_backward(static_cast<Dtype>(dtype), a, parameter(weight, weight_dtype), threads);
+}
+
 std::vector<uint32_t> philox_binding(int64_t seed, int64_t offset, int64_t count) {
     if (offset < 0 || offset % 4 != 0 || count < 0) {
         throw std::invalid_argument("offset must be a multiple of 4 and not negative, and count not negative");
@@ -394,4 +457,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("rotary", &rotary_binding, unlocked);
     m.def("embedding_layer_norm", &embedding_layer_norm_binding, unlocked);
     m.def("embedding_layer_norm_backward", &embedding_layer_norm_backward_binding, unlocked);
+    m.def("gated_act", &gated_act_binding, unlocked);
+    m.def("gated_act_backward", &gated_act_backward_binding, unlocked);
+    m.def("rms_norm", &rms_norm_binding, unlocked);
+    m.def("rms_norm_backward", &rms_norm_backward_binding, unlocked);
 }

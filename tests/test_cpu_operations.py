@@ -16,7 +16,7 @@ from fastbert import reference
 from tests.numerics import assert_close_to_exact
 
 _C = pytest.importorskip("fastbert._C", reason="the extension is not built")
-from fastbert.cpu import cross_entropy, embedding, gelu, rotary, softmax  # noqa: E402
+from fastbert.cpu import cross_entropy, embedding, gated_act, gelu, rms_norm, rotary, softmax  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -145,6 +145,47 @@ def test_gelu_needs(isa):
             assert torch.equal(a, b) if needed else a.shape == (0,)
 
 
+# ---- gated activations ----
+
+
+@dtypes
+@pytest.mark.parametrize("activation", reference.GATE_ACTIVATIONS)
+def test_gated_act(isa, activation, dtype):
+    for width in (1, 17, 64, 101):
+        both, grad, gate = (normal(5, n, dtype=dtype, scale=2) for n in (2 * width, width, width))
+        for gate_first in (False, True):
+            check(gated_act, "gated_act", both, None, activation, gate_first)
+            check(gated_act, "gated_act_backward", grad, both, None, activation, gate_first, [True, False])
+        value = both[:, :width]
+        check(gated_act, "gated_act", value, gate, activation, False)
+        for needs in ([True, True], [True, False], [False, True]):
+            check(gated_act, "gated_act_backward", grad, value, gate, activation, False, needs)
+
+
+@pytest.mark.parametrize("activation", reference.GATE_ACTIVATIONS)
+def test_gates_that_are_not_finite(isa, activation):
+    gate = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.0, 0.0] * 10)
+    arguments = (torch.ones(50), gate, activation, False)
+    y, own = gated_act.gated_act(*arguments), reference.gated_act(*arguments)
+    assert torch.equal(y.isnan(), own.isnan()) and torch.equal(y.isinf(), own.isinf())
+
+
+# ---- RMS norm ----
+
+
+@dtypes
+@widths
+def test_rms_norm(isa, width, dtype):
+    x, grad, weight = normal(70, width, dtype=dtype), normal(70, width, dtype=dtype), normal(width, dtype=dtype)
+    for w in (weight, None, weight.float() * 1.001):
+        _, rstd = check(rms_norm, "rms_norm", x, w, 1e-6, True)
+        check(rms_norm, "rms_norm_backward", grad, x, rstd, w, [True, True], floor_ulps=16)
+    assert torch.equal(
+        rms_norm.rms_norm_backward(grad, x, rstd, weight, [False, True])[1],
+        rms_norm.rms_norm_backward(grad, x, rstd, weight, [True, True])[1],
+    )
+
+
 # ---- softmax ----
 
 
@@ -266,6 +307,18 @@ def test_gradients_written_past_the_caches_are_the_same(isa, classes, dtype):
         assert torch.equal(large[one], small)
 
 
+@dtypes
+@pytest.mark.parametrize("labelled", [0.0, 0.4, 1.0])
+def test_linear_cross_entropy(monkeypatch, labelled, dtype):
+    monkeypatch.setattr(cross_entropy, "_CHUNK_ELEMENTS", 7 * 101)  # several chunks
+    x, weight, bias = normal(40, 24, dtype=dtype), normal(101, 24, dtype=dtype), normal(101, dtype=dtype)
+    target = torch.where(torch.rand(40) < labelled, torch.randint(101, (40,)), -100)
+    for b in (bias, None):
+        _, lse = check(cross_entropy, "linear_cross_entropy", x, weight, b, target, -100, 0.1)
+        rest = (x, weight, b, target, lse, -100, 0.1)
+        check(cross_entropy, "linear_cross_entropy_backward", torch.rand(40), *rest, [True] * 3, floor_ulps=16)
+
+
 # ---- rotary ----
 
 
@@ -356,6 +409,10 @@ def everything(dtype: torch.dtype, layout: Callable[[Tensor], Tensor] = lambda x
         losses,
         lse,
         cross_entropy.cross_entropy_backward(losses, x, target, lse, -100, 0.1),
+        gated_act.gated_act(x, grad, "silu", False),
+        *gated_act.gated_act_backward(grad, x, grad, "gelu", False, [True, True]),
+        *(norm := rms_norm.rms_norm(x, bias, 1e-6, True)),
+        *rms_norm.rms_norm_backward(grad, x, norm[1], bias, [True, True]),
         rotary.rotary(x[:, :330].unflatten(1, (5, 66)), *(layout(normal(700, 33)) for _ in "cs"), target, False, False),
     ]
     inputs = [layout(t) if t.is_floating_point() else t for t in embedding_inputs(700, 333, dtype)]
@@ -425,6 +482,11 @@ BAD: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "bias": (ValueError, "bias has 7 elements", lambda: gelu.bias_gelu(X, torch.ones(7), "none")),
     "bias-dtype": (TypeError, "float16", lambda: gelu.bias_gelu(X, torch.ones(8).half(), "none")),
     "grad": (ValueError, "grad_y is", lambda: gelu.bias_gelu_backward(X[:2], X, None, "none", [True, True])),
+    "activation": (ValueError, "'none'; expected one of 'gelu'", lambda: gated_act.gated_act(X, X, "none", False)),
+    "odd": (ValueError, "must be even", lambda: gated_act.gated_act(X[:, :7], None, "silu", False)),
+    "gate": (ValueError, "gate is", lambda: gated_act.gated_act(X, X[:2], "silu", False)),
+    "rms-weight": (ValueError, "weight has 7", lambda: rms_norm.rms_norm(X, torch.ones(7), 1e-6, False)),
+    "rstd": (ValueError, "save_stats=True", lambda: rms_norm.rms_norm_backward(X, X, X[:2, 0], None, [True, True])),
     "causal": (ValueError, "rows and columns", lambda: softmax.softmax(X[0], None, 1.0, True)),
     "mask-columns": (ValueError, "broadcast", lambda: softmax.softmax(X, torch.ones(7).bool(), 1.0, False)),
     "mask-rows": (ValueError, "broadcast", lambda: softmax.softmax(X, torch.ones(2, 8).bool(), 1.0, False)),

@@ -1,5 +1,5 @@
-// Cross-entropy over logits: arguments and kernels. No standard library header here: the kernel files are compiled once for
-// each instruction set (see simd.h).
+// Cross-entropy over logits: arguments and kernels. No standard library header here: the kernel files are compiled once
+// for each instruction set (see simd.h).
 #pragma once
 
 #include "rows.h"

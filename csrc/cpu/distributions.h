@@ -1,6 +1,6 @@
-// The cumulative distribution functions that gate an activation: the normal one that of GELU, the logistic one that of its
-// approximations and of SiLU. Relative errors of a few ulps also in the left tail. For files that are compiled once for
-// each instruction set, like simd.h.
+// The cumulative distribution functions that gate an activation: the normal one that of GELU, the logistic one that of
+// its approximations and of SiLU. Relative errors of a few ulps also in the left tail. For files that are compiled once
+// for each instruction set, like simd.h.
 #pragma once
 
 #include "exponential.h"

@@ -54,7 +54,7 @@ struct EmbeddingKernels {
 
 // Gradient of a table: of every entry the sum over its tokens.
 struct TableGradient {
-    float* data;      // [entries, width]; null: not wanted
+    float* data;  // [entries, width]; null: not wanted
     int64_t entries;
     int64_t padding;  // this entry gets none; -1: every one does
 };

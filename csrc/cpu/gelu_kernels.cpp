@@ -1,46 +1,11 @@
 // GELU kernels of one instruction set. Compiled once for each: see simd.h for what such a file may not do.
-#include "distributions.h"
 #include "gelu.h"
+
+#include "activations.h"
 #include "simd.h"
 
 namespace fastbert {
 namespace {
-
-// z * P(Z < z) for a standard normal Z.
-struct Erf {
-    static FASTBERT_INLINE_MEMBER vfloat value(vfloat z) {
-        return z * tails(z, lower_normal_tail(z, bell(z))).p;
-    }
-    static FASTBERT_INLINE_MEMBER vfloat derivative(vfloat z) {
-        const vfloat b = bell(z);
-        return fma(z * b, splat(0.3989422804f), tails(z, lower_normal_tail(z, b)).p);  // 1 / sqrt(2 pi)
-    }
-};
-
-// z * (1 + tanh(u)) / 2 = z * logistic(2 u), with 2 u = z (a + b z^2).
-struct Tanh {
-    static constexpr float kA = 1.5957691216f;                // 2 sqrt(2 / pi)
-    static constexpr float kB = 1.5957691216f * 0.044715f;
-    static FASTBERT_INLINE_MEMBER vfloat value(vfloat z) {
-        return z * logistic(z * fma(z * z, splat(kB), splat(kA))).p;
-    }
-    static FASTBERT_INLINE_MEMBER vfloat derivative(vfloat z) {
-        const vfloat square = z * z;
-        const Tails s = logistic(z * fma(square, splat(kB), splat(kA)));
-        // Far out s.p * s.q is 0, and the square must not overflow.
-        const vfloat slope = fma(minimum(splat(1e6f), square), splat(3.0f * kB), splat(kA));
-        return fma(z * s.q * s.p, slope, s.p);
-    }
-};
-
-struct Quick {
-    static constexpr float kSlope = 1.702f;
-    static FASTBERT_INLINE_MEMBER vfloat value(vfloat z) { return z * logistic(z * kSlope).p; }
-    static FASTBERT_INLINE_MEMBER vfloat derivative(vfloat z) {
-        const Tails s = logistic(z * kSlope);
-        return fma(z * s.q * s.p, splat(kSlope), s.p);
-    }
-};
 
 template <class T, class Activation>
 void forward(const void* x_row, const float* bias, void* y_row, int64_t width) {
@@ -50,13 +15,13 @@ void forward(const void* x_row, const float* bias, void* y_row, int64_t width) {
     for (; column + kBlock <= width; column += kBlock) {
         block z = load_block(x + column);
         if (bias) z = z + load_block(bias + column);
-        store_block(y + column, {Activation::value(z.first), Activation::value(z.second)});
+        store_block(y + column, {Activation::at(z.first).value, Activation::at(z.second).value});
     }
     for (; column < width; column += kLanes) {
         const int count = part_count(column, width);
         vfloat z = load_part(x + column, count);
         if (bias) z += load_part(bias + column, count);
-        store_part(y + column, Activation::value(z), count);
+        store_part(y + column, Activation::at(z).value, count);
     }
 }
 
@@ -69,7 +34,7 @@ void backward(const void* grad_row, const void* x_row, const float* bias, void* 
     for (; column + kBlock <= width; column += kBlock) {
         block z = load_block(x + column);
         if (bias) z = z + load_block(bias + column);
-        const block derivative = {Activation::derivative(z.first), Activation::derivative(z.second)};
+        const block derivative = {Activation::at(z.first).derivative, Activation::at(z.second).derivative};
         const block dz = load_block(grad + column) * derivative;
         if (dx) store_block(dx + column, dz);
         if (dbias) store_block(dbias + column, load_block(dbias + column) + dz);
@@ -78,7 +43,7 @@ void backward(const void* grad_row, const void* x_row, const float* bias, void* 
         const int count = part_count(column, width);
         vfloat z = load_part(x + column, count);
         if (bias) z += load_part(bias + column, count);
-        const vfloat dz = load_part(grad + column, count) * Activation::derivative(z);
+        const vfloat dz = load_part(grad + column, count) * Activation::at(z).derivative;
         if (dx) store_part(dx + column, dz, count);
         if (dbias) store_part(dbias + column, load_part(dbias + column, count) + dz, count);
     }
@@ -90,10 +55,10 @@ namespace FASTBERT_ISA {
 
 extern const GeluKernels gelu_kernels;
 const GeluKernels gelu_kernels = {
-    {{forward<float, Erf>, forward<float, Tanh>, forward<float, Quick>},
-     {forward<bfloat16, Erf>, forward<bfloat16, Tanh>, forward<bfloat16, Quick>}},
-    {{backward<float, Erf>, backward<float, Tanh>, backward<float, Quick>},
-     {backward<bfloat16, Erf>, backward<bfloat16, Tanh>, backward<bfloat16, Quick>}},
+    {{forward<float, ErfGelu>, forward<float, TanhGelu>, forward<float, QuickGelu>},
+     {forward<bfloat16, ErfGelu>, forward<bfloat16, TanhGelu>, forward<bfloat16, QuickGelu>}},
+    {{backward<float, ErfGelu>, backward<float, TanhGelu>, backward<float, QuickGelu>},
+     {backward<bfloat16, ErfGelu>, backward<bfloat16, TanhGelu>, backward<bfloat16, QuickGelu>}},
 };
 
 }  // namespace FASTBERT_ISA

@@ -1,5 +1,5 @@
-// Statistics and normalisation of a row, and its dropout factors: what every kernel with a layer norm does. For files that
-// are compiled once for each instruction set, like simd.h.
+// Statistics and normalisation of a row, and its dropout factors: what every kernel with a layer norm does. For files
+// that are compiled once for each instruction set, like simd.h.
 #pragma once
 
 #include "philox.h"

@@ -43,8 +43,8 @@ FASTBERT_INLINE void turn_neighbours(const T* x, const Angles& angles, int64_t w
     for (; column + kBlock <= width; column += kBlock) {
         const block v = load_block(x + column), other = partners<T>(v);
         const block c = load_block(angles.cos + column), s = load_block(angles.sin + column);
-        store_block(y + column, {fma(v.first, c.first, other.first * s.first),
-                                 fma(v.second, c.second, other.second * s.second)});
+        store_block(y + column,
+                    {fma(v.first, c.first, other.first * s.first), fma(v.second, c.second, other.second * s.second)});
     }
     for (; column < width; column += kLanes) {
         const int count = part_count(column, width);
@@ -61,10 +61,10 @@ FASTBERT_INLINE void turn_halves(const T* x, const Angles& angles, int64_t half,
     for (; column + kBlock <= half; column += kBlock) {
         const block u = load_block(x + column), v = load_block(x + half + column);
         const block c = load_block(angles.cos + column), s = load_block(angles.sin + column);
-        store_block(y + column, {fma(u.first, c.first, -(v.first * s.first)),
-                                 fma(u.second, c.second, -(v.second * s.second))});
-        store_block(y + half + column, {fma(u.first, s.first, v.first * c.first),
-                                        fma(u.second, s.second, v.second * c.second)});
+        store_block(y + column,
+                    {fma(u.first, c.first, -(v.first * s.first)), fma(u.second, c.second, -(v.second * s.second))});
+        store_block(y + half + column,
+                    {fma(u.first, s.first, v.first * c.first), fma(u.second, s.second, v.second * c.second)});
     }
     for (; column < half; column += kLanes) {
         const int count = part_count(column, half);

@@ -1,5 +1,5 @@
-// What operations on rows share: their parameters, their workspaces, and sums over rows that do not depend on the number
-// of threads. No standard library header here: the kernel files include it (see simd.h).
+// What operations on rows share: their parameters, their workspaces, and sums over rows that do not depend on the
+// number of threads. No standard library header here: the kernel files include it (see simd.h).
 #pragma once
 
 #include <stddef.h>
@@ -54,8 +54,8 @@ int64_t room_for(const Parameter& parameter, Dtype rows, int64_t width);
 // Rows below which another thread costs more than it saves.
 int64_t grain_rows(int64_t width);
 
-// Whether a result is larger than what the caches keep for its reader: then it is written past them. streams() also asks
-// whether every one of its contiguous rows starts at a cache line.
+// Whether a result is larger than what the caches keep for its reader: then it is written past them. streams() also
+// asks whether every one of its contiguous rows starts at a cache line.
 bool is_large(int64_t bytes);
 bool streams(const void* result, int64_t bytes, int64_t row_bytes);
 
@@ -69,7 +69,8 @@ class RowSums {
     int64_t block_end(int64_t block) const;
     int ranges(int threads) const;  // for parallel_for over the blocks
 
-    // Partial sums of `sums` vectors in block order: [blocks, sums, padded_width(width)]. clear() zeroes those of a block.
+    // Partial sums of `sums` vectors in block order: [blocks, sums, padded_width(width)]. clear() zeroes those of a
+    // block.
     int64_t room(int sums) const;
     float* clear(float* partials, int sums, int64_t block) const;
     // Adds up the vector `index` into result [width].

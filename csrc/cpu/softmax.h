@@ -1,5 +1,5 @@
-// Softmax with its scale, mask and causality: arguments and kernels. No standard library header here: the kernel files are
-// compiled once for each instruction set (see simd.h).
+// Softmax with its scale, mask and causality: arguments and kernels. No standard library header here: the kernel files
+// are compiled once for each instruction set (see simd.h).
 #pragma once
 
 #include "rows.h"
@@ -15,9 +15,9 @@ constexpr int kMostMaskDims = 16;
 struct BroadcastMask {
     const void* data;
     MaskType type;
-    int dims;                          // leading dimensions
-    int64_t sizes[kMostMaskDims];      // of the tensor
-    int64_t strides[kMostMaskDims];    // of the mask, in elements; 0 where it is broadcast
+    int dims;                        // leading dimensions
+    int64_t sizes[kMostMaskDims];    // of the tensor
+    int64_t strides[kMostMaskDims];  // of the mask, in elements; 0 where it is broadcast
 };
 
 // Strides are the distance of rows in elements; y and dx are contiguous.

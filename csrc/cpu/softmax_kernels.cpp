@@ -20,11 +20,11 @@ FASTBERT_INLINE void keep_block(const uint8_t* keep, float* to) {
     typedef uint8_t bytes_at __attribute__((vector_size(kLanes), aligned(1), may_alias));
     vuint first, second;
     if (sizeof(T) == sizeof(float)) {
-        first = __builtin_convertvector((bytes)*(const bytes_at*)keep, vuint);
-        second = __builtin_convertvector((bytes)*(const bytes_at*)(keep + kLanes), vuint);
+        first = __builtin_convertvector((bytes) * (const bytes_at*)keep, vuint);
+        second = __builtin_convertvector((bytes) * (const bytes_at*)(keep + kLanes), vuint);
     } else {
         typedef uint16_t pairs_at __attribute__((vector_size(kLanes * 2), aligned(1), may_alias));
-        const vuint pairs = __builtin_convertvector((vshort)*(const pairs_at*)keep, vuint);
+        const vuint pairs = __builtin_convertvector((vshort) * (const pairs_at*)keep, vuint);
         first = pairs & 0xffu;
         second = pairs >> 8;
     }
@@ -182,8 +182,7 @@ FASTBERT_INLINE void forward_rows(const Softmax& a, int64_t begin, int64_t end, 
         if (a.causal_rows && row % a.causal_rows + 1 < kept) kept = row % a.causal_rows + 1;
         if (kUse != kPlain) mask.convert(sizeof(T) == sizeof(float) ? a.columns : kept);
         T* const y = (T*)a.y + row * a.columns;
-        const float largest =
-            logits_of<kUse>((const T*)a.x + row * a.x_stride, a.scale, terms, scratch, kept);
+        const float largest = logits_of<kUse>((const T*)a.x + row * a.x_stride, a.scale, terms, scratch, kept);
         if (largest == -kInfinity) {
             fill_row(y, has_nan(scratch, kept) ? __builtin_nanf("") : 0.0f, 0, a.columns);
         } else {

@@ -2,9 +2,14 @@
 
 import torch
 from torch import Tensor  # torch comes first: the extension then shares its OpenMP threads
+from torch.nn import functional as F
 
 from fastbert import _C
-from fastbert.cpu._launch import check_output, dtype_number, empty_result, matrix
+from fastbert.cpu._launch import check_output, dtype_number, empty_result, matrix, nothing
+
+# Logits alive at once in linear_cross_entropy: 16 MiB of float32, which the allocator keeps for the next chunk. (What is
+# mapped anew for each costs more in page faults than the losses themselves.)
+_CHUNK_ELEMENTS = 1 << 22
 
 
 def _check_logits(operation: str, logits: Tensor, target: Tensor) -> int:
@@ -104,3 +109,69 @@ def cross_entropy_backward(
         torch.get_num_threads(),
     )
     return dlogits
+
+
+def linear_cross_entropy(
+    x: Tensor,  # [rows, hidden]
+    weight: Tensor,  # [classes, hidden]
+    bias: Tensor | None,  # [classes]
+    target: Tensor,  # int64 [rows]
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    """cross_entropy(x weightᵀ + bias, target): losses [rows], log-sum-exp [rows], float32; only rows with a label computed.
+
+    Raises:
+        NotImplementedError: x is neither float32 nor bfloat16.
+        ValueError: shapes do not fit.
+    """
+    dtype_number("linear_cross_entropy", x)
+    losses = torch.zeros(x.shape[0], dtype=torch.float32)
+    lse = torch.zeros_like(losses)
+    for rows in _chunks_with_labels(target, weight.shape[0], ignore_index):
+        logits = F.linear(x[rows], weight, bias)
+        losses[rows], lse[rows] = cross_entropy(logits, target[rows], ignore_index, label_smoothing)
+    return losses, lse
+
+
+def linear_cross_entropy_backward(
+    grad_losses: Tensor,  # float32 [rows]
+    x: Tensor,  # [rows, hidden]
+    weight: Tensor,  # [classes, hidden]
+    bias: Tensor | None,  # [classes]
+    target: Tensor,  # int64 [rows]
+    lse: Tensor,  # float32 [rows]
+    ignore_index: int,
+    label_smoothing: float,
+    needs: list[bool],  # dx, dweight, dbias
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx [rows, hidden] in x's dtype; dweight [classes, hidden], dbias [classes] float32. Raises as the forward does.
+
+    The logits are computed again, and their gradient takes their place.
+    """
+    dtype_number("linear_cross_entropy_backward", x)
+    dx = torch.zeros_like(x, memory_format=torch.contiguous_format) if needs[0] else nothing(x.dtype)
+    dweight = torch.zeros(weight.shape, dtype=torch.float32) if needs[1] else nothing()
+    dbias = torch.zeros(weight.shape[:1], dtype=torch.float32) if needs[2] else nothing()
+    for rows in _chunks_with_labels(target, weight.shape[0], ignore_index):
+        x_rows = x[rows]
+        logits = F.linear(x_rows, weight, bias)
+        d = cross_entropy_backward(
+            grad_losses[rows], logits, target[rows], lse[rows], ignore_index, label_smoothing, out=logits
+        )  # [chunk, classes]
+        if needs[0]:
+            dx[rows] = d @ weight
+        if needs[1]:
+            if x.dtype is torch.float32:
+                dweight.addmm_(d.T, x_rows)
+            else:
+                dweight += d.T @ x_rows
+        if needs[2]:
+            dbias += d.sum(0, dtype=torch.float32)
+    return dx, dweight, dbias
+
+
+def _chunks_with_labels(target: Tensor, classes: int, ignore_index: int) -> list[Tensor]:
+    """Row indices that carry a label, in pieces whose logits stay below _CHUNK_ELEMENTS."""
+    rows = torch.nonzero(target != ignore_index).squeeze(-1)
+    return list(rows.split(max(1, _CHUNK_ELEMENTS // max(1, classes)))) if rows.numel() else []

@@ -59,11 +59,14 @@ def embedding_layer_norm(
         rstd = torch.empty_like(mean)
     else:
         mean, rstd = nothing(), nothing()
+    words, positions, types = map(_addresses, tables)
     _C.embedding_layer_norm(
         dtype,
         input_ids.numel(),
         width,
-        *map(_addresses, tables),
+        words,
+        positions,
+        types,
         address(weight),
         address(bias),
         parameter_dtype,
@@ -123,14 +126,17 @@ def embedding_layer_norm_backward(
         for table, needed in zip((word, position, token_type), needs, strict=False)
     ]
     dweight, dbias = (torch.empty(width, dtype=torch.float32) if needed else nothing() for needed in needs[3:])
-    gradients = ((result.data_ptr(), result.shape[0]) for result in results)
+    dwords, dpositions, dtypes = ((result.data_ptr(), result.shape[0]) for result in results)  # 0 when empty
+    words, positions, types = map(_addresses, tables)
     mean, rstd = mean.contiguous(), rstd.contiguous()
     grad_y, grad_y_stride = matrix(grad_y)
     _C.embedding_layer_norm_backward(
         dtype,
         tokens,
         width,
-        *map(_addresses, tables),
+        words,
+        positions,
+        types,
         grad_y.data_ptr(),
         grad_y_stride,
         mean.data_ptr(),
@@ -141,7 +147,9 @@ def embedding_layer_norm_backward(
         key,
         offset,
         padding_idx,
-        *gradients,
+        dwords,
+        dpositions,
+        dtypes,
         dweight.data_ptr(),  # 0 when empty
         dbias.data_ptr(),
         torch.get_num_threads(),

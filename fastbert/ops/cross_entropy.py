@@ -98,6 +98,7 @@ _linear_forward = register(
         " -> (Tensor losses, Tensor lse)",
         reference.linear_cross_entropy,
         _fake_linear,
+        cpu=Implementation("C++", "fastbert.cpu.cross_entropy:linear_cross_entropy", CPU_DTYPES),
         check_values=_check_linear_values,
     )
 )
@@ -108,6 +109,7 @@ _linear_backward = register(
         " float label_smoothing, bool[3] needs) -> (Tensor dx, Tensor dweight, Tensor dbias)",
         reference.linear_cross_entropy_backward,
         _fake_linear_backward,
+        cpu=Implementation("C++", "fastbert.cpu.cross_entropy:linear_cross_entropy_backward", CPU_DTYPES),
         dtype_argument=1,
     )
 )
