@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastbert.ops.pack import pack_rows, unpack_rows
+
 __all__ = ["PackedBatch", "pack", "unpack"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -37,7 +39,7 @@ class PackedBatch:
     position_ids: Tensor  # int64 [total]
     token_type_ids: Tensor | None = None  # int64 [total]
     lengths: list[int] | None = None  # tokens of each sequence, where the host knows them
-    indices: Tensor | None = None  # int64 [total] into the flat padded batch; None: all of it, or never padded
+    indices: Tensor | None = None  # int64 [total], ascending, into the flat padded batch; None: all, or never padded
     padded_shape: tuple[int, int] | None = None  # (batch, seq); None: never padded
 
     def __post_init__(self) -> None:
@@ -295,8 +297,7 @@ def unpack(packed: PackedBatch, values: Tensor | None = None, *, padding_value: 
     indices = packed.indices
     if indices is None:
         indices = _flat_indices(packed.cu_seqlens, packed.total, seq)
-    flat = values.new_full((batch * seq, *rest), padding_value)
-    return flat.index_copy(0, indices, values).reshape(batch, seq, *rest)
+    return unpack_rows(values, indices, batch * seq, padding_value).reshape(batch, seq, *rest)
 
 
 def check_tensor(name: str, value: object, expected: str) -> None:
@@ -320,7 +321,7 @@ def _largest(lengths: list[int]) -> int:
 def _gather(padded: Tensor, indices: Tensor | None) -> Tensor:
     """[batch, seq, ...] → [total, ...]."""
     rows = padded.reshape(padded.shape[0] * padded.shape[1], *padded.shape[2:])
-    return rows if indices is None else rows.index_select(0, indices)
+    return rows if indices is None else pack_rows(rows, indices)
 
 
 def _flat_indices(

@@ -34,13 +34,14 @@ from fastbert.kernels import (
     gated_act,
     gelu,
     layer_norm,
+    pack,
     rms_norm,
     rotary,
 )
 from fastbert.kernels._launch import INTERPRETED, AotCase, Device, Launch, recorded_launches
 
 #: Every kernel module; each has `aot_cases()`.
-MODULES = (layer_norm, rms_norm, gelu, gated_act, rotary, attention, attention_backward, attention_decode)
+MODULES = (layer_norm, rms_norm, gelu, gated_act, rotary, pack, attention, attention_backward, attention_decode)
 
 
 @dataclasses.dataclass(frozen=True)

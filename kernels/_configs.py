@@ -93,12 +93,17 @@ _ROW_TILES: dict[tuple[str, str], tuple[RowTile, ...]] = {
         RowTile(max_width=MAX_WIDTH, tile=2048, num_warps=4),
     ),
 }  # (operation, architecture or family) -> lines in order of max_width
-# rms_norm does layer_norm's work on the same bytes, with fewer registers.
+# rms_norm does layer_norm's work on the same bytes, with fewer registers; but for rows in blocks of columns ptxas then aims at 80,
+# and spills 8 bytes of float32, unless the block is narrower.
 _ROW_TILES |= {
     (operation.replace("layer_norm", "rms_norm"), family): _ROW_TILES[operation, family]
     for operation in ("layer_norm", "layer_norm_backward")
     for family in ("cuda", "hip")
 }
+_ROW_TILES["rms_norm_backward", "cuda"] = (
+    RowTile(max_width=4096, tile=4096, num_warps=8, num_stages=2),
+    RowTile(max_width=MAX_WIDTH, tile=2048, num_warps=8, num_stages=2),
+)
 
 #: Programs of a grid-stride loop for each multiprocessor: two, as the registers above allow; more only lengthen the
 #: second reduction, which reads one row of partial sums a program.
@@ -116,6 +121,8 @@ class ElementTile:
 
 #: The widest head that the rotary kernel takes: a program holds whole ones.
 MAX_ROTARY_HEAD_DIM = 1024
+#: Rows of a tile in pack and unpack, where rows are short: unpack compares each row of its tile with each token.
+MAX_PACK_ROWS = 32
 #: Columns of a block: a divisor of the widths of feed-forward layers, so that few lanes idle.
 MAX_ELEMENT_BLOCK = 1024
 #: 16 elements of each tensor a thread, or 32 where only one is read: then the instructions that find addresses and masks are few
@@ -135,6 +142,12 @@ _ELEMENT_TILES: dict[tuple[str, str], ElementTile] = {
     ("gated_act_backward", "hip"): ElementTile(tile=2048, num_warps=2),
     ("rotary", "cuda"): ElementTile(tile=2048, num_warps=4),
     ("rotary", "hip"): ElementTile(tile=2048, num_warps=2),
+    # Of 16-bit elements, half as many of 32 bits: 8 KiB a program. On paper unpack waits 1 us for its search and 2 for the rest,
+    # while 12 programs keep 12 * (8 + 4) KiB moving on a multiprocessor, 1.4 times what memory takes. With 16 KiB it spills.
+    ("pack", "cuda"): ElementTile(tile=4096, num_warps=4),
+    ("pack", "hip"): ElementTile(tile=4096, num_warps=2),
+    ("unpack", "cuda"): ElementTile(tile=4096, num_warps=4),
+    ("unpack", "hip"): ElementTile(tile=4096, num_warps=2),
 }  # (operation, architecture or family)
 
 

@@ -2,7 +2,8 @@
 
     z = x + bias;  y = gelu(z);  dx = grad_y * gelu'(z);  dbias = sum_rows(dx)
 
-On paper, 16384 x 4096 bfloat16 on H200 (4.3 TB/s): forward reads and writes 268 MB, 62 us; backward 403 MB, 94 us.
+On paper, 16384 x 4096 bfloat16 on H200 (4.3 TB/s): forward moves 268 MB, 62 us, and issues 23 instructions an element (exact GELU,
+sm_90), 52 us; backward 403 MB, 94 us, and 29 instructions without dbias, 66 us. So memory is what both wait for, if not by much.
 """
 
 from collections.abc import Callable, Iterator, Sequence

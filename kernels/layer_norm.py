@@ -105,12 +105,10 @@ def add_layer_norm_backward(
     return dx, d_sum, dx_bias, dweight, dbias
 
 
-_OPERATIONS = ("layer_norm", "add_layer_norm", "layer_norm_backward", "add_layer_norm_backward")
-
-
 def aot_cases() -> Iterator[AotCase]:
     """What is compiled ahead of time: every line of the tables, usual widths, each dtype and alignment."""
-    for width in sorted({64, 128, 384, 768} | _configs.row_tile_widths(*_OPERATIONS)):
+    operations = [norm + way for norm in ("layer_norm", "add_layer_norm") for way in ("", "_backward")]
+    for width in sorted({64, 128, 384, 768} | _configs.row_tile_widths(*operations)):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             for aligned in (True, False):
                 yield from _aot_cases(width if aligned else width - 1, dtype, aligned)

@@ -261,6 +261,24 @@ def _rotary(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
     yield "packed", (torch.randn(5, 3, 6, dtype=dtype), angles.cos(), angles.sin(), ids, True, True)
 
 
+_ROWS = torch.tensor([0, 1, 4, 6])
+
+
+def _pack(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
+    yield "two-dimensions", (torch.randn(7, 2, 3, dtype=dtype), _ROWS)
+    yield "vector", (torch.randn(7, dtype=dtype), _ROWS)
+    yield "integers", (torch.randint(9, (7, 2)), _ROWS)
+    yield "strided", (torch.randn(3, 7, dtype=dtype).T, _ROWS)
+    yield "nothing", (torch.randn(7, 3, dtype=dtype), _ROWS[:0])
+
+
+def _unpack(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
+    yield "two-dimensions", (torch.randn(4, 2, 3, dtype=dtype), _ROWS, 9, 0)
+    yield "vector", (torch.randn(4, dtype=dtype), _ROWS, 7, -1.5)
+    yield "integers", (torch.randint(9, (4, 2)), _ROWS, 7, -100)
+    yield "nothing", (torch.randn(0, 3, dtype=dtype), _ROWS[:0], 7, 2.0)
+
+
 SAMPLES: dict[str, Callable[[torch.dtype], Iterator[tuple[str, Arguments]]]] = {
     "layer_norm": _layer_norm,
     "layer_norm_backward": _layer_norm_backward,
@@ -287,6 +305,8 @@ SAMPLES: dict[str, Callable[[torch.dtype], Iterator[tuple[str, Arguments]]]] = {
     "linear_cross_entropy": _linear_cross_entropy,
     "linear_cross_entropy_backward": _linear_cross_entropy_backward,
     "rotary": _rotary,
+    "pack": _pack,
+    "unpack": _unpack,
 }
 
 

@@ -51,6 +51,16 @@ def test_every_kind_of_kernel_is_in_the_sample(sample):
             ("add_layer_norm", "forward_kernel"),
             ("add_layer_norm_backward", "backward_kernel"),
             ("add_layer_norm_backward", "reduce_kernel"),
+            ("rms_norm", "forward_kernel"),
+            ("rms_norm_backward", "backward_kernel"),
+            ("bias_gelu", "gelu_kernel"),
+            ("bias_gelu_backward", "gelu_kernel"),
+            ("bias_gelu_backward", "reduce_kernel"),
+            ("gated_act", "gated_kernel"),
+            ("gated_act_backward", "gated_kernel"),
+            ("rotary", "rotary_kernel"),
+            ("pack", "pack_kernel"),
+            ("unpack", "unpack_kernel"),
             ("attention", "forward_kernel"),
             ("attention_backward", "dq_kernel"),
             ("attention_backward", "dk_dv_kernel"),
@@ -76,7 +86,8 @@ def test_shared_memory_fits(sample):
 def test_aligned_rows_move_16_bytes_an_access(sample):
     """The loads and stores of whole rows; an unaligned row cannot."""
     _, reports = sample
-    rows = [r for r in reports if "layer_norm" in r["case"] and r["kernel"] in ("forward_kernel", "backward_kernel")]
+    kernels = ("forward_kernel", "backward_kernel", "gelu_kernel", "gated_kernel", "rotary_kernel", "pack_kernel")
+    rows = [r for r in reports if "attention" not in r["case"] and r["kernel"] in (*kernels, "unpack_kernel")]
     aligned = [r for r in rows if not r["case"].endswith("unaligned")]
     assert {r["target"] for r in aligned} == TARGETS
     assert not [(r["case"], r["target"]) for r in aligned if (r["widest_load"], r["widest_store"]) != (16, 16)]

@@ -8,7 +8,7 @@ import torch
 from fastbert import MissingBackendWarning
 from fastbert.bench import text
 from fastbert.bench.cases import CaseUnavailable, Settings, all_cases, select
-from fastbert.bench.suites import attention
+from fastbert.bench.suites import attention, elementwise
 
 CASES = {case.name: case for case in all_cases()}
 OPS = [name for name, case in CASES.items() if case.suite == "ops" and "16384" not in name]
@@ -25,6 +25,17 @@ def test_contenders_of_an_operation_are_right(name):
     for contender, check in checks.items():
         assert check.passed, (contender, check)
     assert sum(check.error is not None for check in checks.values()) >= 2
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("problem", elementwise.PROBLEMS, ids=lambda problem: f"{problem.operation}-{problem.title}")
+def test_contenders_of_the_elementwise_suite_are_right(problem, backward):
+    """On fewer tokens; and what the limit moves is what the operation's tensors hold."""
+    prepared = elementwise.prepare(problem, backward, 512, Settings())
+    assert {each.name for each in prepared.contenders} | prepared.not_measured.keys() >= {"torch", "torch.compile"}
+    checks = prepared.check()
+    assert sum(check.error is not None for check in checks.values()) == 2
+    assert all(check.passed for check in checks.values()), checks
 
 
 def test_contenders_of_the_model_are_right(tmp_path):

@@ -13,6 +13,7 @@ from torch.nn import functional as TF
 
 import fastbert
 from fastbert import functional as F
+from fastbert import packing
 from tests.numerics import assert_close_to_exact
 from tests.samples import cu_seqlens
 
@@ -292,6 +293,18 @@ CASES = [
         )
         for interleaved in (False, True)
     ),
+    Case(
+        "pack",
+        _normal((4, 5, 3)),
+        lambda x: packing.pack(x, lengths=LENGTHS).values,
+        lambda x: x[torch.arange(5) < torch.tensor(LENGTHS)[:, None]],
+    ),
+    Case(
+        "unpack",
+        _normal((9, 3)),
+        lambda x: packing.unpack(packing.PackedBatch.from_lengths(x, LENGTHS), padding_value=2.0),
+        lambda x: torch.nn.utils.rnn.pad_sequence(x.split(LENGTHS), batch_first=True, padding_value=2.0),
+    ),
 ]
 BY_NAME = {case.name: case for case in CASES}
 parametrize_cases = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -369,6 +382,8 @@ def test_compiled_with_one_tensor_as_several_arguments():
         "layer_norm",
         "rms_norm",
         "geglu",
+        "pack",
+        "unpack",
         "add_layer_norm",
         "linear_act-gelu",
         "attention",

@@ -132,6 +132,25 @@ def test_gradients(name):
 # Tensors on the meta device have no values: whatever reads one raises. So what works there synchronises nowhere.
 
 
+def test_gradients_twice():
+    mask = torch.tensor(MASKS["holes"])
+    padded = torch.randn(3, 5, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: unpack(pack(x, mask)).pow(3), padded)
+
+
+@pytest.mark.parametrize(
+    ("indices", "error", "message"),
+    [([2, 1], ValueError, "do not ascend"), ([1, 9], IndexError, "from 1 to 9; the padded batch has 6 rows")],
+    ids=["not-ascending", "outside"],
+)
+def test_indices_that_lie(indices, error, message):
+    ids = torch.zeros(2, dtype=torch.int64)
+    cu_seqlens = torch.tensor([0, 1, 2], dtype=torch.int32)
+    packed = PackedBatch(ids, cu_seqlens, 1, ids, indices=torch.tensor(indices), padded_shape=(2, 3))
+    with pytest.raises(error, match=message):
+        unpack(packed)
+
+
 def test_lengths_cost_no_synchronisation():
     padded = torch.empty(3, 5, 2, device="meta")
     for side in ("left", "right"):

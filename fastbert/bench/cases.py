@@ -103,9 +103,9 @@ class UnknownSelection(ValueError):
 
 def all_cases() -> list[Case]:
     """The register, in the order of the tables."""
-    from fastbert.bench.suites import attention, end_to_end, norms, operations
+    from fastbert.bench.suites import attention, elementwise, end_to_end, norms, operations
 
-    cases = [*norms.cases(), *operations.cases(), *attention.cases(), *end_to_end.cases()]
+    cases = [*norms.cases(), *operations.cases(), *elementwise.cases(), *attention.cases(), *end_to_end.cases()]
     names = [case.name for case in cases]
     duplicates = {name for name in names if names.count(name) > 1}
     if duplicates:

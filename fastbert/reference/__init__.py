@@ -34,6 +34,7 @@ from fastbert.reference.losses import (
     linear_cross_entropy,
     linear_cross_entropy_backward,
 )
+from fastbert.reference.pack import pack, unpack
 from fastbert.reference.rms_norm import rms_norm, rms_norm_backward
 
 __all__ = [
@@ -61,11 +62,13 @@ __all__ = [
     "linear_cross_entropy",
     "linear_cross_entropy_backward",
     "linear_residual",
+    "pack",
     "philox",
     "rms_norm",
     "rms_norm_backward",
     "rotary",
     "softmax",
     "softmax_backward",
+    "unpack",
     "wide_dtype",
 ]
