@@ -129,6 +129,16 @@ def test_gelu_of_what_is_not_finite(isa, dtype, approximate):
     assert torch.equal(dx.isnan(), own.isnan())
 
 
+def test_nan_of_any_bits_stays_nan(isa):
+    bits = torch.tensor([0x7FFFFFFF, 0x7F800001, 0x7FC00003, -1], dtype=torch.int32).repeat(10)
+    x = bits.view(torch.float32)
+    for approximate in APPROXIMATIONS:
+        assert gelu.bias_gelu(x, None, approximate).isnan().all()
+    assert softmax.softmax(x, None, 1.0, False).isnan().all()
+    losses, lse = cross_entropy.cross_entropy(x[None], torch.zeros(1, dtype=torch.int64), -100, 0.0)
+    assert losses.isnan().all() and lse.isnan().all()
+
+
 def test_gelu_float32_bias_of_bfloat16_rows(isa):
     x, bias = normal(3, 100, dtype=torch.bfloat16), normal(100)
     y = gelu.bias_gelu(x, bias, "none")

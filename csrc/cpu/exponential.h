@@ -26,7 +26,7 @@ FASTBERT_INLINE vfloat exp2(vfloat x) {
     const vfloat shifted = (bounded - 0.5f) + magic;
     const vfloat p = exp2_fraction(bounded - (shifted - magic));
     const vuint result = (vuint)p + ((vuint)shifted << 23);
-    return where(~(x < splat(-126.0f)), (vfloat)result);
+    return x != x ? x : where(x >= splat(-126.0f), (vfloat)result);  // the bits of a NaN are no exponent
 #endif
 }
 
@@ -52,7 +52,7 @@ FASTBERT_INLINE vfloat exponential(vfloat x) {
     const vfloat f = ((bounded - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f) * log2e;
 #endif
     const vuint result = (vuint)exp2_fraction(f) + ((vuint)shifted << 23);
-    return where(~(x < least), (vfloat)result);
+    return x != x ? x : where(x >= least, (vfloat)result);  // the bits of a NaN are no exponent
 #endif
 }
 
