@@ -178,14 +178,14 @@ Parameter parameter(uintptr_t data, int dtype) {
 
 void bias_gelu_binding(int dtype, int gelu, int64_t rows, int64_t width, uintptr_t x, int64_t x_stride, uintptr_t bias,
                        int bias_dtype, uintptr_t y, int threads) {
-    bias_gelu(static_cast<Dtype>(dtype), static_cast<Gelu>(gelu), rows, width, pointer<void>(x), x_stride,
+    bias_gelu(static_cast<Dtype>(dtype), static_cast<Activation>(gelu), rows, width, pointer<void>(x), x_stride,
               parameter(bias, bias_dtype), pointer<void>(y), threads);
 }
 
 void bias_gelu_backward_binding(int dtype, int gelu, int64_t rows, int64_t width, uintptr_t grad_y,
                                 int64_t grad_y_stride, uintptr_t x, int64_t x_stride, uintptr_t bias, int bias_dtype,
                                 uintptr_t dx, uintptr_t dbias, int threads) {
-    bias_gelu_backward(static_cast<Dtype>(dtype), static_cast<Gelu>(gelu), rows, width, pointer<void>(grad_y),
+    bias_gelu_backward(static_cast<Dtype>(dtype), static_cast<Activation>(gelu), rows, width, pointer<void>(grad_y),
                        grad_y_stride, pointer<void>(x), x_stride, parameter(bias, bias_dtype), pointer<void>(dx),
                        pointer<float>(dbias), threads);
 }
@@ -358,7 +358,7 @@ void gated_act_binding(int dtype, int activation, int64_t rows, int64_t width, u
     a.gate = pointer<void>(gate);
     a.gate_stride = gate_stride;
     a.y = pointer<void>(y);
-    gated_act(static_cast<Dtype>(dtype), static_cast<GateActivation>(activation), a, threads);
+    gated_act(static_cast<Dtype>(dtype), static_cast<Activation>(activation), a, threads);
 }
 
 void gated_act_backward_binding(int dtype, int activation, int64_t rows, int64_t width, uintptr_t grad_y,
@@ -377,7 +377,7 @@ void gated_act_backward_binding(int dtype, int activation, int64_t rows, int64_t
     a.dvalue = pointer<void>(dvalue);
     a.dgate = pointer<void>(dgate);
     a.gradient_stride = gradient_stride;
-    gated_act_backward(static_cast<Dtype>(dtype), static_cast<GateActivation>(activation), a, threads);
+    gated_act_backward(static_cast<Dtype>(dtype), static_cast<Activation>(activation), a, threads);
 }
 
 void rms_norm_binding(int dtype, int64_t rows, int64_t width, uintptr_t x, int64_t x_stride, uintptr_t weight,

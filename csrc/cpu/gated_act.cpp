@@ -23,11 +23,11 @@ void run(Kernel kernel, const GatedAct& a, int threads) {
 
 }  // namespace
 
-void gated_act(Dtype dtype, GateActivation activation, const GatedAct& a, int threads) {
+void gated_act(Dtype dtype, Activation activation, const GatedAct& a, int threads) {
     run(current_gated_act_kernels().forward[dtype][activation], a, threads);
 }
 
-void gated_act_backward(Dtype dtype, GateActivation activation, const GatedAct& a, int threads) {
+void gated_act_backward(Dtype dtype, Activation activation, const GatedAct& a, int threads) {
     run(current_gated_act_kernels().backward[dtype][activation], a, threads);
 }
 

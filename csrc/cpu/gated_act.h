@@ -6,7 +6,7 @@
 
 namespace fastbert {
 
-enum GateActivation : int { kGelu = 0, kGeluTanh = 1, kGeluQuick = 2, kSilu = 3, kRelu = 4, kSigmoid = 5, kGates = 6 };
+constexpr int kGates = 6;  // all activations
 
 // Rows of `width` elements; a stride is the distance of rows in elements.
 struct GatedAct {
@@ -30,8 +30,8 @@ struct GatedActKernels {
 };
 
 #ifndef FASTBERT_ISA
-void gated_act(Dtype dtype, GateActivation activation, const GatedAct& a, int threads);
-void gated_act_backward(Dtype dtype, GateActivation activation, const GatedAct& a, int threads);
+void gated_act(Dtype dtype, Activation activation, const GatedAct& a, int threads);
+void gated_act_backward(Dtype dtype, Activation activation, const GatedAct& a, int threads);
 #endif
 
 }  // namespace fastbert

@@ -21,8 +21,8 @@ int64_t grain(int64_t width) {
 
 }  // namespace
 
-void bias_gelu(Dtype dtype, Gelu gelu, int64_t rows, int64_t width, const void* x, int64_t x_stride, Parameter bias,
-               void* y, int threads) {
+void bias_gelu(Dtype dtype, Activation gelu, int64_t rows, int64_t width, const void* x, int64_t x_stride,
+               Parameter bias, void* y, int threads) {
     const auto forward = current_gelu_kernels().forward[dtype][gelu];
     const int64_t bytes = dtype_bytes(dtype);
     const char* const from = static_cast<const char*>(x);
@@ -44,8 +44,9 @@ void bias_gelu(Dtype dtype, Gelu gelu, int64_t rows, int64_t width, const void* 
     });
 }
 
-void bias_gelu_backward(Dtype dtype, Gelu gelu, int64_t rows, int64_t width, const void* grad_y, int64_t grad_y_stride,
-                        const void* x, int64_t x_stride, Parameter bias, void* dx, float* dbias, int threads) {
+void bias_gelu_backward(Dtype dtype, Activation gelu, int64_t rows, int64_t width, const void* grad_y,
+                        int64_t grad_y_stride, const void* x, int64_t x_stride, Parameter bias, void* dx, float* dbias,
+                        int threads) {
     const auto backward = current_gelu_kernels().backward[dtype][gelu];
     const int64_t bytes = dtype_bytes(dtype);
     const RowSums row_sums(dtype, rows, width);

@@ -6,7 +6,7 @@
 
 namespace fastbert {
 
-enum Gelu : int { kGeluErf = 0, kGeluTanh = 1, kGeluQuick = 2, kGelus = 3 };
+constexpr int kGelus = 3;  // the first ones of the activations
 
 // Kernels work on one row of `width` elements; the vectors of float32 are in the row's block order (see simd.h).
 struct GeluKernels {
@@ -18,10 +18,11 @@ struct GeluKernels {
 
 #ifndef FASTBERT_ISA
 // Matrices have `rows` rows of `width` elements; a stride is the distance of rows in elements. y and dx are contiguous.
-void bias_gelu(Dtype dtype, Gelu gelu, int64_t rows, int64_t width, const void* x, int64_t x_stride, Parameter bias,
-               void* y, int threads);
-void bias_gelu_backward(Dtype dtype, Gelu gelu, int64_t rows, int64_t width, const void* grad_y, int64_t grad_y_stride,
-                        const void* x, int64_t x_stride, Parameter bias, void* dx, float* dbias, int threads);
+void bias_gelu(Dtype dtype, Activation gelu, int64_t rows, int64_t width, const void* x, int64_t x_stride,
+               Parameter bias, void* y, int threads);
+void bias_gelu_backward(Dtype dtype, Activation gelu, int64_t rows, int64_t width, const void* grad_y,
+                        int64_t grad_y_stride, const void* x, int64_t x_stride, Parameter bias, void* dx, float* dbias,
+                        int threads);
 #endif
 
 }  // namespace fastbert

@@ -6,7 +6,7 @@ from torch import Tensor  # torch comes first: the extension then shares its Ope
 from fastbert import _C
 from fastbert.cpu._launch import check_like, dtype_number, empty_result, matrix, nothing, row_count
 
-# Numbers of csrc/cpu/gated_act.h's enum GateActivation.
+# Numbers of csrc/cpu/types.h's enum Activation.
 _NUMBERS = {"gelu": 0, "gelu_tanh": 1, "gelu_quick": 2, "silu": 3, "relu": 4, "sigmoid": 5}
 
 

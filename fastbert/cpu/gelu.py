@@ -16,7 +16,7 @@ from fastbert.cpu._launch import (
     vector,
 )
 
-# Numbers of csrc/cpu/gelu.h's enum Gelu.
+# Numbers of csrc/cpu/types.h's enum Activation.
 _NUMBERS = {"none": 0, "tanh": 1, "quick": 2}
 
 
