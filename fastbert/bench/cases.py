@@ -92,7 +92,7 @@ class Case:
 
 SUITES = {
     "ops": "single operations against torch's own",
-    "attention": "attention from 128 to 16384 tokens, forward and backward, against every backend of torch (GPU only)",
+    "attention": "attention by length against torch's own; on a GPU forward and backward, against every backend",
     "end-to-end": "text to sentence embeddings on all-MiniLM-L6-v2 against transformers",
 }
 
