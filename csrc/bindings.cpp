@@ -410,6 +410,8 @@ void rms_norm_backward_binding(int dtype, int64_t rows, int64_t width, uintptr_t
     rms_norm_backward(static_cast<Dtype>(dtype), a, parameter(weight, weight_dtype), threads);
 }
 
+// Queries [batch, seq_q, heads, head_dim] over caches [batch, capacity, kv_heads, head_dim]: dense attention, causal
+// from the last query and key of each sequence on.
 void attention_decode_binding(int dtype, const py::tuple& shape, uintptr_t q, const py::tuple& q_strides, uintptr_t k,
                               const py::tuple& k_strides, uintptr_t v, const py::tuple& v_strides, uintptr_t lengths,
                               uintptr_t slopes, int64_t slopes_batch, double scale, int64_t left, uintptr_t out,
