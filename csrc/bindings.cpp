@@ -5,12 +5,20 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "cpu/attention.h"
+#include "cpu/cross_entropy.h"
 #include "cpu/dispatch.h"
+#include "cpu/embedding.h"
+#include "cpu/gated_act.h"
+#include "cpu/gelu.h"
 #include "cpu/layer_norm.h"
+#include "cpu/rms_norm.h"
+#include "cpu/rotary.h"
+#include "cpu/softmax.h"
 #include "tokenizer_bindings.h"
 
 namespace py = pybind11;
@@ -166,6 +174,243 @@ void attention_binding(int dtype, const py::tuple& shape, uintptr_t q, const py:
     attention(static_cast<Dtype>(dtype), a, threads);
 }
 
+Parameter parameter(uintptr_t data, int dtype) {
+    return {pointer<void>(data), static_cast<Dtype>(dtype)};
+}
+
+void bias_gelu_binding(int dtype, int gelu, int64_t rows, int64_t width, uintptr_t x, int64_t x_stride, uintptr_t bias,
+                       int bias_dtype, uintptr_t y, int threads) {
+    bias_gelu(static_cast<Dtype>(dtype), static_cast<Activation>(gelu), rows, width, pointer<void>(x), x_stride,
+              parameter(bias, bias_dtype), pointer<void>(y), threads);
+}
+
+void bias_gelu_backward_binding(int dtype, int gelu, int64_t rows, int64_t width, uintptr_t grad_y,
+                                int64_t grad_y_stride, uintptr_t x, int64_t x_stride, uintptr_t bias, int bias_dtype,
+                                uintptr_t dx, uintptr_t dbias, int threads) {
+    bias_gelu_backward(static_cast<Dtype>(dtype), static_cast<Activation>(gelu), rows, width, pointer<void>(grad_y),
+                       grad_y_stride, pointer<void>(x), x_stride, parameter(bias, bias_dtype), pointer<void>(dx),
+                       pointer<float>(dbias), threads);
+}
+
+// `sizes` and `strides` are those of the leading dimensions.
+void softmax_binding(int dtype, int64_t rows, int64_t columns, uintptr_t x, int64_t x_stride, float scale,
+                     uintptr_t mask, int mask_type, const std::vector<int64_t>& sizes,
+                     const std::vector<int64_t>& strides, int64_t causal_rows, uintptr_t y, int threads) {
+    if (sizes.size() != strides.size() || sizes.size() > kMostMaskDims) {
+        throw std::invalid_argument("the mask has " + std::to_string(sizes.size()) + " leading dimensions; at most " +
+                                    std::to_string(kMostMaskDims) + " are supported");
+    }
+    Softmax a = {};
+    a.rows = rows;
+    a.columns = columns;
+    a.x = pointer<void>(x);
+    a.x_stride = x_stride;
+    a.scale = scale;
+    a.mask.data = pointer<void>(mask);
+    a.mask.type = static_cast<MaskType>(mask_type);
+    a.mask.dims = static_cast<int>(sizes.size());
+    for (size_t i = 0; i < sizes.size(); ++i) {
+        a.mask.sizes[i] = sizes[i];
+        a.mask.strides[i] = strides[i];
+    }
+    a.causal_rows = causal_rows;
+    a.y = pointer<void>(y);
+    softmax(static_cast<Dtype>(dtype), a, threads);
+}
+
+void softmax_backward_binding(int dtype, int64_t rows, int64_t columns, uintptr_t grad_y, int64_t grad_y_stride,
+                              uintptr_t y, int64_t y_stride, float scale, uintptr_t dx, int threads) {
+    SoftmaxBackward a = {};
+    a.rows = rows;
+    a.columns = columns;
+    a.grad_y = pointer<void>(grad_y);
+    a.grad_y_stride = grad_y_stride;
+    a.y = pointer<void>(y);
+    a.y_stride = y_stride;
+    a.scale = scale;
+    a.dx = pointer<void>(dx);
+    softmax_backward(static_cast<Dtype>(dtype), a, threads);
+}
+
+void cross_entropy_binding(int dtype, int64_t rows, int64_t classes, uintptr_t logits, int64_t logits_stride,
+                           uintptr_t target, int64_t ignore_index, float label_smoothing, uintptr_t losses,
+                           uintptr_t lse, int threads) {
+    CrossEntropy a = {};
+    a.rows = rows;
+    a.classes = classes;
+    a.logits = pointer<void>(logits);
+    a.logits_stride = logits_stride;
+    a.target = pointer<int64_t>(target);
+    a.ignore_index = ignore_index;
+    a.label_smoothing = label_smoothing;
+    a.losses = pointer<float>(losses);
+    a.lse = pointer<float>(lse);
+    cross_entropy(static_cast<Dtype>(dtype), a, threads);
+}
+
+void cross_entropy_backward_binding(int dtype, int64_t rows, int64_t classes, uintptr_t grad_losses,
+                                    int64_t grad_losses_stride, uintptr_t logits, int64_t logits_stride,
+                                    uintptr_t target, uintptr_t lse, int64_t ignore_index, float label_smoothing,
+                                    uintptr_t dlogits, int threads) {
+    CrossEntropyBackward a = {};
+    a.rows = rows;
+    a.classes = classes;
+    a.grad_losses = pointer<float>(grad_losses);
+    a.grad_losses_stride = grad_losses_stride;
+    a.logits = pointer<void>(logits);
+    a.logits_stride = logits_stride;
+    a.target = pointer<int64_t>(target);
+    a.lse = pointer<float>(lse);
+    a.ignore_index = ignore_index;
+    a.label_smoothing = label_smoothing;
+    a.dlogits = pointer<void>(dlogits);
+    cross_entropy_backward(static_cast<Dtype>(dtype), a, threads);
+}
+
+void rotary_binding(int dtype, int64_t batch, int64_t seq, int64_t heads, int64_t head_dim, uintptr_t x,
+                    int64_t batch_stride, int64_t seq_stride, int64_t head_stride, int64_t pairs, uintptr_t cos,
+                    uintptr_t sin, int table_dtype, int64_t cos_stride, int64_t sin_stride, uintptr_t positions,
+                    bool interleaved, bool inverse, uintptr_t y, int threads) {
+    Rotary a = {};
+    a.batch = batch;
+    a.seq = seq;
+    a.heads = heads;
+    a.head_dim = head_dim;
+    a.x = pointer<void>(x);
+    a.batch_stride = batch_stride;
+    a.seq_stride = seq_stride;
+    a.head_stride = head_stride;
+    a.pairs = pairs;
+    a.cos = pointer<void>(cos);
+    a.sin = pointer<void>(sin);
+    a.table_dtype = static_cast<Dtype>(table_dtype);
+    a.cos_stride = cos_stride;
+    a.sin_stride = sin_stride;
+    a.positions = pointer<int64_t>(positions);
+    a.interleaved = interleaved;
+    a.inverse = inverse;
+    a.y = pointer<void>(y);
+    rotary(static_cast<Dtype>(dtype), a, threads);
+}
+
+// (data, stride, ids) of a table; 0 for the ids of an absent one
+using TableArguments = std::tuple<uintptr_t, int64_t, uintptr_t>;
+
+Table table(const TableArguments& arguments) {
+    return {pointer<void>(std::get<0>(arguments)), std::get<1>(arguments), pointer<int64_t>(std::get<2>(arguments))};
+}
+
+void embedding_layer_norm_binding(int dtype, int64_t tokens, int64_t width, TableArguments word,
+                                  TableArguments position, TableArguments token_type, uintptr_t weight, uintptr_t bias,
+                                  int parameter_dtype, float eps, double dropout_p, int64_t seed, int64_t offset,
+                                  uintptr_t y, uintptr_t mean, uintptr_t rstd, int threads) {
+    EmbeddingForward a = {};
+    a.tokens = tokens;
+    a.width = width;
+    a.tables[0] = table(word);
+    a.tables[1] = table(position);
+    a.tables[2] = table(token_type);
+    a.eps = eps;
+    a.dropout = dropout(dropout_p, seed, offset);
+    a.y = pointer<void>(y);
+    a.mean = pointer<float>(mean);
+    a.rstd = pointer<float>(rstd);
+    embedding_layer_norm(static_cast<Dtype>(dtype), a, parameter(weight, parameter_dtype),
+                         parameter(bias, parameter_dtype), threads);
+}
+
+// Of each table's gradient (data, entries).
+using GradientArguments = std::tuple<uintptr_t, int64_t>;
+
+void embedding_layer_norm_backward_binding(int dtype, int64_t tokens, int64_t width, TableArguments word,
+                                           TableArguments position, TableArguments token_type, uintptr_t grad_y,
+                                           int64_t grad_y_stride, uintptr_t mean, uintptr_t rstd, uintptr_t weight,
+                                           int parameter_dtype, double dropout_p, int64_t seed, int64_t offset,
+                                           int64_t padding_idx, GradientArguments dword, GradientArguments dposition,
+                                           GradientArguments dtoken_type, uintptr_t dweight, uintptr_t dbias,
+                                           int threads) {
+    EmbeddingBackward a = {};
+    a.tokens = tokens;
+    a.width = width;
+    a.tables[0] = table(word);
+    a.tables[1] = table(position);
+    a.tables[2] = table(token_type);
+    a.grad_y = pointer<void>(grad_y);
+    a.grad_y_stride = grad_y_stride;
+    a.mean = pointer<float>(mean);
+    a.rstd = pointer<float>(rstd);
+    a.dropout = dropout(dropout_p, seed, offset);
+    a.dweight = pointer<float>(dweight);
+    a.dbias = pointer<float>(dbias);
+    const TableGradient gradients[kTables] = {
+        {pointer<float>(std::get<0>(dword)), std::get<1>(dword), padding_idx},
+        {pointer<float>(std::get<0>(dposition)), std::get<1>(dposition), -1},
+        {pointer<float>(std::get<0>(dtoken_type)), std::get<1>(dtoken_type), -1},
+    };
+    embedding_layer_norm_backward(static_cast<Dtype>(dtype), a, gradients, parameter(weight, parameter_dtype), threads);
+}
+
+void gated_act_binding(int dtype, int activation, int64_t rows, int64_t width, uintptr_t value, int64_t value_stride,
+                       uintptr_t gate, int64_t gate_stride, uintptr_t y, int threads) {
+    GatedAct a = {};
+    a.rows = rows;
+    a.width = width;
+    a.value = pointer<void>(value);
+    a.value_stride = value_stride;
+    a.gate = pointer<void>(gate);
+    a.gate_stride = gate_stride;
+    a.y = pointer<void>(y);
+    gated_act(static_cast<Dtype>(dtype), static_cast<Activation>(activation), a, threads);
+}
+
+void gated_act_backward_binding(int dtype, int activation, int64_t rows, int64_t width, uintptr_t grad_y,
+                                int64_t grad_y_stride, uintptr_t value, int64_t value_stride, uintptr_t gate,
+                                int64_t gate_stride, uintptr_t dvalue, uintptr_t dgate, int64_t gradient_stride,
+                                int threads) {
+    GatedAct a = {};
+    a.rows = rows;
+    a.width = width;
+    a.grad_y = pointer<void>(grad_y);
+    a.grad_y_stride = grad_y_stride;
+    a.value = pointer<void>(value);
+    a.value_stride = value_stride;
+    a.gate = pointer<void>(gate);
+    a.gate_stride = gate_stride;
+    a.dvalue = pointer<void>(dvalue);
+    a.dgate = pointer<void>(dgate);
+    a.gradient_stride = gradient_stride;
+    gated_act_backward(static_cast<Dtype>(dtype), static_cast<Activation>(activation), a, threads);
+}
+
+void rms_norm_binding(int dtype, int64_t rows, int64_t width, uintptr_t x, int64_t x_stride, uintptr_t weight,
+                      int weight_dtype, float eps, uintptr_t y, uintptr_t rstd, int threads) {
+    RmsNormForward a = {};
+    a.rows = rows;
+    a.width = width;
+    a.x = pointer<void>(x);
+    a.x_stride = x_stride;
+    a.eps = eps;
+    a.y = pointer<void>(y);
+    a.rstd = pointer<float>(rstd);
+    rms_norm(static_cast<Dtype>(dtype), a, parameter(weight, weight_dtype), threads);
+}
+
+void rms_norm_backward_binding(int dtype, int64_t rows, int64_t width, uintptr_t grad_y, int64_t grad_y_stride,
+                               uintptr_t x, int64_t x_stride, uintptr_t rstd, uintptr_t weight, int weight_dtype,
+                               uintptr_t dx, uintptr_t dweight, int threads) {
+    RmsNormBackward a = {};
+    a.rows = rows;
+    a.width = width;
+    a.grad_y = pointer<void>(grad_y);
+    a.grad_y_stride = grad_y_stride;
+    a.x = pointer<void>(x);
+    a.x_stride = x_stride;
+    a.rstd = pointer<float>(rstd);
+    a.dx = pointer<void>(dx);
+    a.dweight = pointer<float>(dweight);
+    rms_norm_backward(static_cast<Dtype>(dtype), a, parameter(weight, weight_dtype), threads);
+}
+
 // Queries [batch, seq_q, heads, head_dim] over caches [batch, capacity, kv_heads, head_dim]: dense attention, causal
 // from the last query and key of each sequence on.
 void attention_decode_binding(int dtype, const py::tuple& shape, uintptr_t q, const py::tuple& q_strides, uintptr_t k,
@@ -248,5 +493,18 @@ PYBIND11_MODULE(_C, m) {
     m.def("attention", &attention_binding);  // these read tuples, then release the lock themselves
     m.def("attention_decode", &attention_decode_binding);
     m.def("add_layer_norm_backward", &add_layer_norm_backward_binding, unlocked);
+    m.def("bias_gelu", &bias_gelu_binding, unlocked);
+    m.def("bias_gelu_backward", &bias_gelu_backward_binding, unlocked);
+    m.def("softmax", &softmax_binding, unlocked);
+    m.def("softmax_backward", &softmax_backward_binding, unlocked);
+    m.def("cross_entropy", &cross_entropy_binding, unlocked);
+    m.def("cross_entropy_backward", &cross_entropy_backward_binding, unlocked);
+    m.def("rotary", &rotary_binding, unlocked);
+    m.def("embedding_layer_norm", &embedding_layer_norm_binding, unlocked);
+    m.def("embedding_layer_norm_backward", &embedding_layer_norm_backward_binding, unlocked);
+    m.def("gated_act", &gated_act_binding, unlocked);
+    m.def("gated_act_backward", &gated_act_backward_binding, unlocked);
+    m.def("rms_norm", &rms_norm_binding, unlocked);
+    m.def("rms_norm_backward", &rms_norm_backward_binding, unlocked);
     bind_tokenizer(m);
 }

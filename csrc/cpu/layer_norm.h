@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "types.h"
+#include "rows.h"
 
 namespace fastbert {
 
@@ -66,25 +66,12 @@ struct AddLayerNormBackward {
 // Rows that a kernel keeps in flight at most.
 constexpr int kMostRows = 4;
 
-// Vectors in scratch memory are padded to whole blocks (see simd.h) of the widest instruction set.
-constexpr int64_t kPadding = 32;
-
-static inline int64_t padded_width(int64_t width) {
-    return (width + kPadding - 1) / kPadding * kPadding;
-}
-
 // Kernels run on rows [begin, end) and on one thread. All float32 vectors [width] that belong to rows of one dtype are
 // in that dtype's block order (see simd.h).
 struct LayerNormKernels {
-    // Adds rows 1 … rows - 1 of `data` to row 0, in columns [begin, end).
-    void (*sum_rows)(float* data, int64_t rows, int64_t stride, int64_t begin, int64_t end);
     // Words of `blocks` blocks of `philox_block` stream indices each, the first being 4 * counter.
     void (*philox)(uint64_t seed, uint64_t counter, int64_t blocks, uint32_t* words);
     int philox_block;
-
-    // A vector of either dtype to float32 in block order; back, the columns [begin, end).
-    void (*to_block_order[kDtypes])(const void* from, Dtype from_dtype, float* to, int64_t width);
-    void (*from_block_order[kDtypes])(const float* from, float* to, int64_t begin, int64_t end, int64_t width);
 
     void (*forward[kDtypes])(const LayerNormForward&, int64_t begin, int64_t end);
     // scratch: 3 * padded_width(width)
@@ -94,11 +81,6 @@ struct LayerNormKernels {
 };
 
 // The drivers: threads, workspaces, weights of either dtype.
-struct Parameter {
-    const void* data;  // [width]; null: absent
-    Dtype dtype;
-};
-
 #ifndef FASTBERT_ISA
 void layer_norm(Dtype dtype, LayerNormForward a, Parameter weight, Parameter bias, int threads);
 void add_layer_norm(Dtype dtype, AddLayerNormForward a, Parameter x_bias, Parameter weight, Parameter bias,

@@ -132,6 +132,12 @@ FASTBERT_INLINE float sum_of_lanes(vfloat v) {
     return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
+FASTBERT_INLINE float largest_lane(vfloat v) {
+    float largest = v[0];
+    for (int i = 1; i < kLanes; ++i) largest = v[i] > largest ? v[i] : largest;
+    return largest;
+}
+
 FASTBERT_INLINE float square_root(float value) {
     return __builtin_sqrtf(value);  // one instruction: errno is off
 }
@@ -262,6 +268,11 @@ FASTBERT_INLINE void stream_end() {
 #if defined(__SSE2__)
     _mm_sfence();
 #endif
+}
+
+// Elements of the vector that starts at `column` of a row.
+FASTBERT_INLINE int part_count(int64_t column, int64_t width) {
+    return (int)(width - column < kLanes ? width - column : kLanes);
 }
 
 // The first `count` <= kLanes elements; the other lanes are 0. Memory behind them is not touched.

@@ -8,6 +8,12 @@ namespace fastbert {
 
 enum Dtype : int { kFloat32 = 0, kBfloat16 = 1, kDtypes = 2 };
 
+static inline int64_t dtype_bytes(Dtype dtype) {
+    return dtype == kFloat32 ? 4 : 2;
+}
+
+enum Activation : int { kGelu = 0, kGeluTanh = 1, kGeluQuick = 2, kSilu = 3, kRelu = 4, kSigmoid = 5 };
+
 struct Dropout {
     bool on;
     uint32_t threshold;  // an element is kept where its word is not below

@@ -80,6 +80,15 @@ def check_output(operation: str, name: str, out: Tensor, x: Tensor) -> None:
         )
 
 
+def check_like(operation: str, name: str, other: Tensor, x: Tensor) -> None:
+    """Raises ValueError unless `other` has the shape, dtype and device of the tensor it belongs to."""
+    if other.shape != x.shape or other.dtype is not x.dtype or other.device != x.device:
+        raise ValueError(
+            f"{operation}: {name} is {tuple(other.shape)} {other.dtype} on {other.device}; the tensor it belongs to is "
+            f"{tuple(x.shape)} {x.dtype} on {x.device}"
+        )
+
+
 # What was measured is why these are functions: torch.empty with a shape takes 2.3 µs, empty_like and an integer 0.9.
 def empty_result(x: Tensor) -> Tensor:
     """Contiguous, x's shape and dtype."""

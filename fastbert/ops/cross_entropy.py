@@ -18,7 +18,7 @@ from fastbert.ops._common import (
     or_none,
     wants_grad,
 )
-from fastbert.ops._registry import CUDA_DTYPES, Implementation, Operation, register
+from fastbert.ops._registry import CPU_DTYPES, CUDA_DTYPES, Implementation, Operation, register
 from fastbert.reference import wide_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -77,6 +77,7 @@ _forward = register(
         "(Tensor logits, Tensor target, int ignore_index, float label_smoothing) -> (Tensor losses, Tensor lse)",
         reference.cross_entropy,
         _fake,
+        cpu=Implementation("C++", "fastbert.cpu.cross_entropy:cross_entropy", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.cross_entropy:cross_entropy", CUDA_DTYPES),
         check_values=_check_values,
     )
@@ -87,6 +88,7 @@ _backward = register(
         "(Tensor grad_losses, Tensor logits, Tensor target, Tensor lse, int ignore_index, float label_smoothing) -> Tensor",
         reference.cross_entropy_backward,
         _fake_backward,
+        cpu=Implementation("C++", "fastbert.cpu.cross_entropy:cross_entropy_backward", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.cross_entropy:cross_entropy_backward", CUDA_DTYPES),
         dtype_argument=1,
     )
@@ -97,6 +99,7 @@ _backward_in_place = register(
         "(Tensor grad_losses, Tensor(a!) logits, Tensor target, Tensor lse, int ignore_index, float label_smoothing) -> ()",
         reference.cross_entropy_backward_,
         lambda *_: None,
+        cpu=Implementation("C++", "fastbert.cpu.cross_entropy:cross_entropy_backward_", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.cross_entropy:cross_entropy_backward_", CUDA_DTYPES),
         dtype_argument=1,
     )
@@ -108,6 +111,7 @@ _linear_forward = register(
         " -> (Tensor losses, Tensor lse)",
         reference.linear_cross_entropy,
         _fake_linear,
+        cpu=Implementation("C++", "fastbert.cpu.cross_entropy:linear_cross_entropy", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.linear_cross_entropy:linear_cross_entropy", CUDA_DTYPES),
         check_values=_check_linear_values,
     )
@@ -119,6 +123,7 @@ _linear_backward = register(
         " float label_smoothing, bool[3] needs) -> (Tensor dx, Tensor dweight, Tensor dbias)",
         reference.linear_cross_entropy_backward,
         _fake_linear_backward,
+        cpu=Implementation("C++", "fastbert.cpu.cross_entropy:linear_cross_entropy_backward", CPU_DTYPES),
         cuda=Implementation(
             "Triton", "fastbert.kernels.linear_cross_entropy_backward:linear_cross_entropy_backward", CUDA_DTYPES
         ),

@@ -18,7 +18,7 @@ from fastbert.ops._common import (
     or_none,
     wants_grad,
 )
-from fastbert.ops._registry import CUDA_DTYPES, Implementation, Operation, register
+from fastbert.ops._registry import CPU_DTYPES, CUDA_DTYPES, Implementation, Operation, register
 from fastbert.reference import wide_dtype
 
 
@@ -103,6 +103,7 @@ _forward = register(
         " -> (Tensor y, Tensor mean, Tensor rstd)",
         reference.embedding_layer_norm,
         _fake,
+        cpu=Implementation("C++", "fastbert.cpu.embedding:embedding_layer_norm", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.embedding:embedding_layer_norm", CUDA_DTYPES),
         dtype_argument=3,
         check_values=_check_values,
@@ -117,6 +118,7 @@ _backward = register(
         " -> (Tensor dword, Tensor dposition, Tensor dtoken_type, Tensor dweight, Tensor dbias)",
         reference.embedding_layer_norm_backward,
         _fake_backward,
+        cpu=Implementation("C++", "fastbert.cpu.embedding:embedding_layer_norm_backward", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.embedding:embedding_layer_norm_backward", CUDA_DTYPES),
     )
 )

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from fastbert import reference
 from fastbert.ops._common import check_choice, check_floating, check_same, distinct, or_none, wants_grad
-from fastbert.ops._registry import CUDA_DTYPES, Implementation, Operation, register
+from fastbert.ops._registry import CPU_DTYPES, CUDA_DTYPES, Implementation, Operation, register
 
 
 def _fake(input: Tensor, gate: Tensor | None, activation: str, gate_first: bool) -> Tensor:
@@ -30,6 +30,7 @@ _forward = register(
         "(Tensor input, Tensor? gate, str activation, bool gate_first) -> Tensor",
         reference.gated_act,
         _fake,
+        cpu=Implementation("C++", "fastbert.cpu.gated_act:gated_act", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.gated_act:gated_act", CUDA_DTYPES),
     )
 )
@@ -40,6 +41,7 @@ _backward = register(
         " -> (Tensor dinput, Tensor dgate)",
         reference.gated_act_backward,
         _fake_backward,
+        cpu=Implementation("C++", "fastbert.cpu.gated_act:gated_act_backward", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.gated_act:gated_act_backward", CUDA_DTYPES),
     )
 )

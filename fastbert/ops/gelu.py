@@ -16,7 +16,7 @@ from fastbert.ops._common import (
     parameter_for,
     wants_grad,
 )
-from fastbert.ops._registry import CUDA_DTYPES, Implementation, Operation, register
+from fastbert.ops._registry import CPU_DTYPES, CUDA_DTYPES, Implementation, Operation, register
 from fastbert.reference import wide_dtype
 
 APPROXIMATIONS = ("none", "tanh", "quick")
@@ -41,6 +41,7 @@ _forward = register(
         "(Tensor x, Tensor? bias, str approximate) -> Tensor",
         reference.bias_gelu,
         _fake,
+        cpu=Implementation("C++", "fastbert.cpu.gelu:bias_gelu", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.gelu:bias_gelu", CUDA_DTYPES),
     )
 )
@@ -50,6 +51,7 @@ _backward = register(
         "(Tensor grad_y, Tensor x, Tensor? bias, str approximate, bool[2] needs) -> (Tensor dx, Tensor dbias)",
         reference.bias_gelu_backward,
         _fake_backward,
+        cpu=Implementation("C++", "fastbert.cpu.gelu:bias_gelu_backward", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.gelu:bias_gelu_backward", CUDA_DTYPES),
     )
 )

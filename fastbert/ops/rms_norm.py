@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from fastbert import reference
 from fastbert.ops._common import check_floating, or_none, parameter_for, wants_grad
-from fastbert.ops._registry import CUDA_DTYPES, Implementation, Operation, register
+from fastbert.ops._registry import CPU_DTYPES, CUDA_DTYPES, Implementation, Operation, register
 from fastbert.ops.layer_norm import check_norm_arguments, rows_to_normalise
 from fastbert.reference import wide_dtype
 
@@ -33,6 +33,7 @@ _forward = register(
         "(Tensor x, Tensor? weight, float eps, bool save_stats) -> (Tensor y, Tensor rstd)",
         reference.rms_norm,
         _fake,
+        cpu=Implementation("C++", "fastbert.cpu.rms_norm:rms_norm", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.rms_norm:rms_norm", CUDA_DTYPES),
     )
 )
@@ -42,6 +43,7 @@ _backward = register(
         "(Tensor grad_y, Tensor x, Tensor rstd, Tensor? weight, bool[2] needs) -> (Tensor dx, Tensor dweight)",
         reference.rms_norm_backward,
         _fake_backward,
+        cpu=Implementation("C++", "fastbert.cpu.rms_norm:rms_norm_backward", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.rms_norm:rms_norm_backward", CUDA_DTYPES),
     )
 )

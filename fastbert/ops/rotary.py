@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from fastbert import reference
 from fastbert.ops._common import check_device, check_floating, check_integers, check_range, wants_grad
-from fastbert.ops._registry import CUDA_DTYPES, Implementation, Operation, register
+from fastbert.ops._registry import CPU_DTYPES, CUDA_DTYPES, Implementation, Operation, register
 
 
 def _fake(x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None, interleaved: bool, inverse: bool) -> Tensor:
@@ -26,6 +26,7 @@ _rotary = register(
         "(Tensor x, Tensor cos, Tensor sin, Tensor? position_ids, bool interleaved, bool inverse) -> Tensor",
         reference.rotary,
         _fake,
+        cpu=Implementation("C++", "fastbert.cpu.rotary:rotary", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.rotary:rotary", CUDA_DTYPES),
         check_values=_check_values,
     )

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from fastbert import reference
 from fastbert.ops._common import check_device, check_floating, check_tensor, wants_grad
-from fastbert.ops._registry import CUDA_DTYPES, Implementation, Operation, register
+from fastbert.ops._registry import CPU_DTYPES, CUDA_DTYPES, Implementation, Operation, register
 
 
 def _fake(x: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
@@ -25,6 +25,7 @@ _forward = register(
         "(Tensor x, Tensor? mask, float scale, bool causal) -> Tensor",
         reference.softmax,
         _fake,
+        cpu=Implementation("C++", "fastbert.cpu.softmax:softmax", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.softmax:softmax", CUDA_DTYPES),
     )
 )
@@ -34,6 +35,7 @@ _backward = register(
         "(Tensor grad_y, Tensor y, float scale) -> Tensor",
         reference.softmax_backward,
         _fake_backward,
+        cpu=Implementation("C++", "fastbert.cpu.softmax:softmax_backward", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.softmax:softmax_backward", CUDA_DTYPES),
     )
 )

@@ -23,6 +23,8 @@ _OURS = "fastbert.functional"
 def cases() -> list[Case]:
     return [
         _case("bias_gelu", "2048x3072", "2048×3072", _bias_gelu, "torch F.gelu(x + b)"),
+        _case("gated_act", "2048x1152-geglu", "2048×1152 geglu", _gated_act, "torch a · F.gelu(b)"),
+        _case("rms_norm", "2048x768", "2048×768", _rms_norm, "torch F.rms_norm"),
         _case(
             "softmax", "16x12x128x128-masked", "16×12×128×128 masked", _softmax, "torch (x · s).masked_fill, softmax"
         ),
@@ -112,6 +114,41 @@ def _bias_gelu(settings: Settings, make: Maker) -> Prepared:
         lambda: functional.bias_gelu(x, bias),
         {"torch F.gelu(x + b)": lambda: F.gelu(x + bias)},
         lambda: [F.gelu(x.double() + bias.double())],
+        items=x.shape[0],
+        bytes=2 * nbytes(x),
+    )
+
+
+def _gated_act(settings: Settings, make: Maker) -> Prepared:
+    from fastbert import functional
+
+    x = make.normal(2048, 2 * 1152)  # ModernBERT-base's
+
+    def separate(x: Tensor) -> Tensor:
+        value, gate = x.chunk(2, -1)
+        return value * F.gelu(gate)
+
+    return _prepared(
+        settings,
+        "gated_act",
+        lambda: functional.geglu(x),
+        {"torch a · F.gelu(b)": lambda: separate(x)},
+        lambda: [separate(x.double())],
+        items=x.shape[0],
+        bytes=nbytes(x) * 3 // 2,
+    )
+
+
+def _rms_norm(settings: Settings, make: Maker) -> Prepared:
+    from fastbert import functional
+
+    x, weight = make.normal(2048, _HIDDEN), make.normal(_HIDDEN, scale=0.1, shift=1.0)
+    return _prepared(
+        settings,
+        "rms_norm",
+        lambda: functional.rms_norm(x, _HIDDEN, weight, _EPS),
+        {"torch F.rms_norm": lambda: F.rms_norm(x, (_HIDDEN,), weight, _EPS)},
+        lambda: [F.rms_norm(x.double(), (_HIDDEN,), weight.double(), _EPS)],
         items=x.shape[0],
         bytes=2 * nbytes(x),
     )
