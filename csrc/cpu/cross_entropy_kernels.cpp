@@ -106,14 +106,15 @@ FASTBERT_INLINE RowSums row_sums(const T* x, int64_t classes) {
 template <class T>
 void forward(const CrossEntropy& a, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
+        if (a.target[row] == a.ignore_index) {
+            a.losses[row] = 0.0f;
+            a.lse[row] = 0.0f;
+            continue;
+        }
         const T* const x = (const T*)a.logits + row * a.logits_stride;
         const RowSums r = a.label_smoothing > 0.0f ? row_sums<true>(x, a.classes) : row_sums<false>(x, a.classes);
         const double log_sum = __builtin_log(r.sum);
         a.lse[row] = (float)(r.shift + log_sum);
-        if (a.target[row] == a.ignore_index) {
-            a.losses[row] = 0.0f;
-            continue;
-        }
         // Differences from the shift: large logits lie close together without harm.
         const double smoothing = a.label_smoothing, picked = element(x + a.target[row]);
         double loss = log_sum - (1.0 - smoothing) * (picked - r.shift);

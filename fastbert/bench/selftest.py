@@ -121,6 +121,11 @@ def _cross_entropy(logits: Tensor) -> Tensor:
     return functional.cross_entropy(logits, target, label_smoothing=0.1)
 
 
+def _cross_entropy_in_place(logits: Tensor) -> Tensor:
+    target = _ids(logits, logits.shape[1], logits.shape[0])
+    return functional.cross_entropy(logits * 1.0, target, inplace_backward=True)  # a leaf would be refused
+
+
 def _linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     target = _ids(x, weight.shape[0], x.shape[0])
     target[::2] = -100
@@ -188,6 +193,7 @@ PROBLEMS = (
     ),
     Problem("rotary", "", _rotary, ((19, 3, 24),), "rotary"),
     Problem("cross_entropy", "smoothed", _cross_entropy, ((23, 101),), "cross_entropy_backward"),
+    Problem("cross_entropy", "in place", _cross_entropy_in_place, ((23, 101),), "cross_entropy_backward_"),
     Problem(
         "linear_cross_entropy",
         "",

@@ -31,7 +31,7 @@ def cross_entropy(
     ignore_index: int,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:
-    """losses [rows] and log-sum-exp [rows], float32; a row whose target is ignore_index has loss 0.
+    """losses [rows] and log-sum-exp [rows], float32; both 0 where the target is ignore_index.
 
     Args:
         logits: float32 or bfloat16, any strides.
