@@ -243,6 +243,26 @@ def test_encode_dict_is_the_row(ours):
         ours.encode_dict("\ud800", True, -1)
 
 
+@pytest.mark.parametrize("options", [{}, {"max_length": 5}, {"offsets": True, "threads": 4}], ids=str)
+def test_nothing_to_encode(ours, options):
+    for texts in ([], [""], ["", "\x00"], [("", "")]):
+        encodings = ours.encode(texts, **options)
+        assert len(encodings) == len(texts)
+        assert (
+            encodings.total == sum(map(len, encodings.lists("input_ids"))) == (2 + (texts == [("", "")])) * len(texts)
+        )
+
+
+def test_added_tokens_everywhere(content):
+    """Their work is linear in the text, where no space ends a chunk either."""
+    added = [
+        {"content": "ab", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    ]
+    tokenizer = core({**content, "added_tokens": [{"id": 7, **each} for each in added]})
+    ids = tokenizer.encode("ab" * 1_000_000, add_special_tokens=False).packed("input_ids")
+    assert len(ids) == 1_000_000 and (ids == 7).all()
+
+
 def test_results_outlive_the_tokenizer(content):
     encodings = core(content).encode("a b", offsets=True)
     gc.collect()

@@ -107,11 +107,13 @@ void Encoder::encode_text(const Text& text) {
     ScanState state = {};
     state.data = text.data;
     int64_t left_end = 0;  // of the match before
+    int64_t end_of_chunk = 0;
     while (state.position < text.size && !full()) {
         const int64_t begin = state.position, character = state.character;
         AddedMatch match;
         bool matched = false, general = !tokenizer_.normalized_.empty();
-        state.end = general ? text.size : chunk_end<kStorage>(text, begin);
+        if (begin >= end_of_chunk) end_of_chunk = general ? text.size : chunk_end<kStorage>(text, begin);
+        state.end = end_of_chunk;
         if (!general) {
             reset(state, tokenizer_.normalizer_.most_bytes(kStorage, state.end - begin));
             ScanStop stop = scan(table, state);

@@ -102,7 +102,7 @@ def _flat(rows: Sequence[Sequence[int]]) -> list[Tensor]:
 
 
 def _from_packed(batch: Any) -> list[Tensor]:
-    return [batch.input_ids, batch.cu_seqlens.diff().to(torch.int64)]
+    return [batch.values, batch.cu_seqlens.diff().to(torch.int64)]
 
 
 def _packed_problem(settings: Settings, texts: list[str], max_length: int | None = None) -> Prepared:
@@ -113,7 +113,7 @@ def _packed_problem(settings: Settings, texts: list[str], max_length: int | None
         Contender(
             _OURS,
             OURS,
-            lambda: ours(texts, return_tensors="packed", **options),
+            lambda: ours(texts, return_tensors="packed", verbose=False, **options),
             implementation="C++",
             convert=_from_packed,
         )
