@@ -9,6 +9,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/layer_norm.h"
+#include "cpu/linear.h"
 
 namespace py = pybind11;
 using namespace fastbert;
@@ -97,6 +98,35 @@ void add_layer_norm_backward_binding(int dtype, int64_t rows, int64_t width, uin
                             threads);
 }
 
+void linear_pack_binding(int precision, uintptr_t weight, int dtype, int64_t stride, int64_t out, int64_t in,
+                         uintptr_t packed, int threads) {
+    linear_pack(static_cast<Precision>(precision), pointer<void>(weight), static_cast<Dtype>(dtype), stride, out, in,
+                pointer<void>(packed), threads);
+}
+
+void linear_binding(int precision, int64_t rows, int64_t out, int64_t in, uintptr_t x, int x_dtype, int64_t x_stride,
+                    uintptr_t packed, uintptr_t bias, int activation, uintptr_t residual, int residual_dtype,
+                    int64_t residual_stride, uintptr_t y, int y_dtype, int64_t y_stride, int threads) {
+    Linear a = {};
+    a.precision = static_cast<Precision>(precision);
+    a.rows = rows;
+    a.out = out;
+    a.in = in;
+    a.x = pointer<void>(x);
+    a.x_dtype = static_cast<Dtype>(x_dtype);
+    a.x_stride = x_stride;
+    a.packed = pointer<void>(packed);
+    a.bias = pointer<float>(bias);
+    a.activation = activation;
+    a.residual = pointer<void>(residual);
+    a.residual_dtype = static_cast<Dtype>(residual_dtype);
+    a.residual_stride = residual_stride;
+    a.y = pointer<void>(y);
+    a.y_dtype = static_cast<Dtype>(y_dtype);
+    a.y_stride = y_stride;
+    linear(a, threads);
+}
+
 std::vector<uint32_t> philox_binding(int64_t seed, int64_t offset, int64_t count) {
     if (offset < 0 || offset % 4 != 0 || count < 0) {
         throw std::invalid_argument("offset must be a multiple of 4 and not negative, and count not negative");
@@ -135,4 +165,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("layer_norm", &layer_norm_binding, unlocked);
     m.def("add_layer_norm", &add_layer_norm_binding, unlocked);
     m.def("add_layer_norm_backward", &add_layer_norm_backward_binding, unlocked);
+    m.def("linear_packed_bytes", [](int precision, int64_t out, int64_t in) {
+        return linear_packed_bytes(static_cast<Precision>(precision), out, in);
+    });
+    m.def("linear_pack", &linear_pack_binding, unlocked);
+    m.def("linear", &linear_binding, unlocked);
 }
