@@ -3,10 +3,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
+#include "cpu/attention.h"
+#include "cpu/block.h"
 #include "cpu/dispatch.h"
 #include "cpu/layer_norm.h"
 #include "cpu/linear.h"
@@ -105,7 +110,7 @@ void linear_pack_binding(int precision, uintptr_t weight, int dtype, int64_t str
 }
 
 void linear_binding(int precision, int64_t rows, int64_t out, int64_t in, uintptr_t x, int x_dtype, int64_t x_stride,
-                    uintptr_t packed, uintptr_t bias, int activation, uintptr_t residual, int residual_dtype,
+                    uintptr_t packed, uintptr_t bias, int bias_dtype, int activation, uintptr_t residual, int residual_dtype,
                     int64_t residual_stride, uintptr_t y, int y_dtype, int64_t y_stride, int threads) {
     Linear a = {};
     a.precision = static_cast<Precision>(precision);
@@ -116,7 +121,7 @@ void linear_binding(int precision, int64_t rows, int64_t out, int64_t in, uintpt
     a.x_dtype = static_cast<Dtype>(x_dtype);
     a.x_stride = x_stride;
     a.packed = pointer<void>(packed);
-    a.bias = pointer<float>(bias);
+    a.bias = {pointer<void>(bias), static_cast<Dtype>(bias_dtype)};
     a.activation = activation;
     a.residual = pointer<void>(residual);
     a.residual_dtype = static_cast<Dtype>(residual_dtype);
@@ -125,6 +130,118 @@ void linear_binding(int precision, int64_t rows, int64_t out, int64_t in, uintpt
     a.y_dtype = static_cast<Dtype>(y_dtype);
     a.y_stride = y_stride;
     linear(a, threads);
+}
+
+// Strides as Python gives them: [batch, head, token, element] of a dense tensor, without batch of a packed one.
+AttentionOperand operand(uintptr_t address, const py::tuple& strides) {
+    const auto at = [&](size_t i) { return strides[i].cast<int64_t>(); };
+    if (strides.size() == 4) return {pointer<void>(address), at(0), at(1), at(2), at(3)};
+    return {pointer<void>(address), 0, at(1), at(0), at(2)};
+}
+
+void attention_binding(int dtype, const py::tuple& shape, uintptr_t q, const py::tuple& q_strides, uintptr_t k,
+                       const py::tuple& k_strides, uintptr_t v, const py::tuple& v_strides, uintptr_t cu_seqlens_q,
+                       uintptr_t cu_seqlens_k, int mask_kind, uintptr_t mask, const py::tuple& mask_strides,
+                       uintptr_t padding, const py::tuple& padding_strides, uintptr_t slopes, int64_t slopes_batch,
+                       double scale, int64_t left, int64_t right, bool bottom_right, double dropout_p, int64_t seed,
+                       int64_t offset, uintptr_t out, uintptr_t lse, int threads) {
+    Attention a = {};
+    const auto size = [&](size_t i) { return shape[i].cast<int64_t>(); };
+    a.batch = size(0);
+    a.heads = size(1);
+    a.kv_heads = size(2);
+    a.seq_q = size(3);
+    a.seq_k = size(4);
+    a.head_dim = size(5);
+    a.value_dim = size(6);
+    const int64_t tokens = size(7);  // packed: of q
+    a.cu_seqlens_q = pointer<int32_t>(cu_seqlens_q);
+    a.cu_seqlens_k = pointer<int32_t>(cu_seqlens_k);
+    a.q = operand(q, q_strides);
+    a.k = operand(k, k_strides);
+    a.v = operand(v, v_strides);
+    a.out = pointer<void>(out);
+    a.lse = pointer<float>(lse);
+    if (a.cu_seqlens_q) {
+        a.out_head = a.value_dim;
+        a.out_token = a.heads * a.value_dim;
+        a.lse_head = tokens;
+    } else {
+        a.out_token = a.value_dim;
+        a.out_head = a.seq_q * a.value_dim;
+        a.out_batch = a.heads * a.out_head;
+        a.lse_head = a.seq_q;
+        a.lse_batch = a.heads * a.seq_q;
+    }
+    a.mask_kind = static_cast<MaskKind>(mask_kind);
+    a.mask = pointer<void>(mask);
+    if (mask) {
+        a.mask_batch = a.cu_seqlens_q ? 0 : mask_strides[0].cast<int64_t>();  // packed sequences share a mask
+        a.mask_head = mask_strides[1].cast<int64_t>();
+        a.mask_q = mask_strides[2].cast<int64_t>();
+        a.mask_k = mask_strides[3].cast<int64_t>();
+    }
+    a.padding = pointer<uint8_t>(padding);
+    if (padding) {
+        a.padding_batch = padding_strides[0].cast<int64_t>();
+        a.padding_key = padding_strides[1].cast<int64_t>();
+    }
+    a.slopes = pointer<float>(slopes);
+    a.slopes_batch = slopes_batch;
+    a.slopes_head = 1;
+    a.scale = static_cast<float>(scale);
+    a.left = left;
+    a.right = right;
+    a.bottom_right = bottom_right;
+    a.dropout = dropout(dropout_p, seed, offset);
+    const py::gil_scoped_release unlocked;
+    attention(static_cast<Dtype>(dtype), a, threads);
+}
+
+using Vector = std::pair<uintptr_t, int>;                                       // address, dtype
+using Watched = std::vector<std::tuple<uintptr_t, int64_t, uint64_t>>;          // as Original
+using Weight = std::tuple<int64_t, int64_t, uintptr_t, Vector, Watched>;        // as BlockLinear
+
+Parameter parameter(const Vector& v) {
+    return {pointer<void>(v.first), static_cast<Dtype>(v.second)};
+}
+
+BlockLinear block_linear(const Weight& w) {
+    BlockLinear linear = {};
+    linear.out = std::get<0>(w);
+    linear.in = std::get<1>(w);
+    linear.packed = pointer<void>(std::get<2>(w));
+    linear.bias = parameter(std::get<3>(w));
+    for (const auto& [data, bytes, hash] : std::get<4>(w)) linear.originals.push_back({pointer<void>(data), bytes, hash});
+    return linear;
+}
+
+Block block(int precision, int stream, int64_t heads, int activation, float eps, bool norm_first, bool causal,
+            const std::array<Weight, 4>& linears, const std::array<Vector, 4>& norms) {
+    Block b = {};
+    b.precision = static_cast<Precision>(precision);
+    b.stream = static_cast<Dtype>(stream);
+    b.heads = heads;
+    b.activation = activation;
+    b.eps = eps;
+    b.norm_first = norm_first;
+    b.causal = causal;
+    b.qkv = block_linear(linears[0]);
+    b.out = block_linear(linears[1]);
+    b.up = block_linear(linears[2]);
+    b.down = block_linear(linears[3]);
+    b.attention_norm_weight = parameter(norms[0]);
+    b.attention_norm_bias = parameter(norms[1]);
+    b.feed_forward_norm_weight = parameter(norms[2]);
+    b.feed_forward_norm_bias = parameter(norms[3]);
+    b.isa = isa_name();
+    return b;
+}
+
+int run_block_binding(const Block& b, int64_t rows, uintptr_t x, uintptr_t cu_seqlens, int64_t batch,
+                       int64_t max_seqlen, uintptr_t y, int threads) {
+    const BlockCall call = {rows, pointer<void>(x), pointer<int32_t>(cu_seqlens), batch, max_seqlen, pointer<void>(y)};
+    return static_cast<int>(run_block(b, call, threads));
 }
 
 std::vector<uint32_t> philox_binding(int64_t seed, int64_t offset, int64_t count) {
@@ -164,10 +281,13 @@ PYBIND11_MODULE(_C, m) {
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
     m.def("layer_norm", &layer_norm_binding, unlocked);
     m.def("add_layer_norm", &add_layer_norm_binding, unlocked);
+    m.def("attention", &attention_binding);  // it reads tuples, then releases the lock itself
     m.def("add_layer_norm_backward", &add_layer_norm_backward_binding, unlocked);
     m.def("linear_packed_bytes", [](int precision, int64_t out, int64_t in) {
         return linear_packed_bytes(static_cast<Precision>(precision), out, in);
     });
     m.def("linear_pack", &linear_pack_binding, unlocked);
     m.def("linear", &linear_binding, unlocked);
+    m.def("fingerprint", [](uintptr_t data, int64_t bytes) { return fingerprint(pointer<void>(data), bytes); });
+    py::class_<Block>(m, "Block").def(py::init(&block)).def("run", &run_block_binding, unlocked);
 }

@@ -87,3 +87,33 @@ def add_layer_norm_backward(
     threads: int,
     /,
 ) -> None: ...
+def attention(
+    dtype: int,
+    shape: tuple[int, ...],  # batch, heads, kv_heads, seq_q, seq_k, head_dim, value_dim, packed tokens of q
+    q: int,
+    q_strides: tuple[int, ...],  # [batch, head, token, element], packed [token, head, element]
+    k: int,
+    k_strides: tuple[int, ...],
+    v: int,
+    v_strides: tuple[int, ...],
+    cu_seqlens_q: int,  # 0: dense
+    cu_seqlens_k: int,
+    mask_kind: int,  # 0 none, 1 uint8, 2 float32
+    mask: int,
+    mask_strides: tuple[int, ...],  # [batch, head, q, k]
+    padding: int,
+    padding_strides: tuple[int, ...],  # [batch, k]
+    slopes: int,
+    slopes_batch: int,
+    scale: float,
+    left: int,
+    right: int,
+    bottom_right: bool,
+    dropout_p: float,
+    seed: int,
+    offset: int,
+    out: int,
+    lse: int,
+    threads: int,
+    /,
+) -> None: ...

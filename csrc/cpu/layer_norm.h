@@ -5,17 +5,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "types.h"
+
 namespace fastbert {
-
-enum Dtype : int { kFloat32 = 0, kBfloat16 = 1, kDtypes = 2 };
-
-struct Dropout {
-    bool on;
-    uint32_t threshold;  // an element is kept where its word is not below
-    float scale;         // what a kept element is multiplied by
-    uint64_t seed;
-    uint64_t offset;  // stream index of the first element, a multiple of 4
-};
 
 // Matrices have `rows` rows of `width` elements; a stride is the distance of rows in elements. Pointers may be null
 // where it says so.

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <memory>
 
 #include "dispatch.h"
 #include "parallel.h"
+#include "scratch.h"
 
 namespace fastbert {
 
@@ -23,8 +23,6 @@ constexpr int64_t kTasksPerThread = 4;
 // Multiplications below which another thread costs more than it saves.
 constexpr int64_t kGrain = 1 << 17;
 constexpr int64_t kConvertGrain = 1 << 15;
-
-constexpr int64_t kLine = 64;
 
 int64_t round_up(int64_t value, int64_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
@@ -44,24 +42,6 @@ LinearWeights weights_of(const LinearKernels& kernels, Precision precision, int6
     }
     return w;
 }
-
-// Memory of a thread that calls, kept between its calls: a steady state touches no new pages.
-class Scratch {
-  public:
-    char* get(int64_t bytes) {
-        if (bytes > size_) {
-            data_.reset();
-            data_.reset(new char[static_cast<size_t>(bytes + kLine)]);
-            size_ = bytes;
-        }
-        const uintptr_t address = reinterpret_cast<uintptr_t>(data_.get());
-        return data_.get() + (round_up(static_cast<int64_t>(address % kLine), kLine) - static_cast<int64_t>(address % kLine));
-    }
-
-  private:
-    std::unique_ptr<char[]> data_;
-    int64_t size_ = 0;
-};
 
 }  // namespace
 
@@ -90,7 +70,8 @@ void linear(const Linear& a, int threads) {
     const LinearKernels& kernels = current_linear_kernels();
     LinearForward f = {};
     f.weights = weights_of(kernels, a.precision, a.out, a.in, a.packed);
-    f.bias = a.bias;
+    f.bias = a.bias.data;
+    f.bias_dtype = a.bias.dtype;
     f.activation = a.activation;
     f.residual = a.residual;
     f.residual_dtype = a.residual_dtype;
@@ -99,6 +80,7 @@ void linear(const Linear& a, int threads) {
     f.y_dtype = a.y_dtype;
     f.y_stride = a.y_stride;
 
+    thread_local Scratch scratch;
     const int64_t depth = f.weights.depth;
     const bool ready =
         (a.precision == kPrecisionFloat32 && a.x_dtype == kFloat32) ||
@@ -107,8 +89,7 @@ void linear(const Linear& a, int threads) {
         f.x = static_cast<const uint32_t*>(a.x);
         f.x_stride = a.x_stride / kernels.unit_elements[a.precision];
     } else {
-        thread_local Scratch scratch;
-        const int64_t unit_bytes = round_up(a.rows * depth * 4, kLine);
+        const int64_t unit_bytes = Scratch::round_up(a.rows * depth * 4);
         char* const memory = scratch.get(unit_bytes + a.rows * 4);
         uint32_t* const units = reinterpret_cast<uint32_t*>(memory);
         float* const scales = reinterpret_cast<float*>(memory + unit_bytes);
@@ -147,6 +128,7 @@ void linear(const Linear& a, int threads) {
             if (begin < end) forward(f, task % panels, begin, end);
         }
     });
+    scratch.done();
 }
 
 }  // namespace fastbert

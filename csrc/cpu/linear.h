@@ -30,7 +30,8 @@ struct LinearForward {
     const uint32_t* x;  // [rows, depth] units
     int64_t x_stride;   // units
     const float* x_scales;  // [rows]; integers only
-    const float* bias;      // [out], or null
+    const void* bias;       // [out], or null
+    Dtype bias_dtype;
     int activation;
     const void* residual;  // added behind the activation; or null
     Dtype residual_dtype;
@@ -63,7 +64,7 @@ int64_t linear_packed_bytes(Precision precision, int64_t out, int64_t in);
 void linear_pack(Precision precision, const void* weight, Dtype dtype, int64_t stride, int64_t out, int64_t in,
                  void* packed, int threads);
 
-// y = activation(x weight^T + bias) + residual, in the precision of the packed weight.
+// y = activation(x weight^T + bias) + residual, in the precision of the packed weight. A packed float32 weight takes float32 x.
 struct Linear {
     Precision precision;
     int64_t rows, out, in;
@@ -71,7 +72,7 @@ struct Linear {
     Dtype x_dtype;
     int64_t x_stride;
     const void* packed;
-    const float* bias;
+    Parameter bias;
     int activation;
     const void* residual;
     Dtype residual_dtype;

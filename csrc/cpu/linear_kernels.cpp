@@ -115,7 +115,7 @@ FASTBERT_INLINE void finish_row(const LinearForward& a, const vfloat (&sums)[kVe
         const int count = (int)(a.weights.out - first < kLanes ? a.weights.out - first : kLanes);
         if (count <= 0) break;
         vfloat v = sums[j];
-        if (a.bias) v += count == kLanes ? load(a.bias + first) : load_part(a.bias + first, count);
+        if (a.bias) v += load_any(a.bias, a.bias_dtype, first, count);
         v = activate<kActivation>(v);
         if (a.residual) v += load_any(a.residual, a.residual_dtype, row * a.residual_stride + first, count);
         store_any(a.y, a.y_dtype, row * a.y_stride + first, v, count);

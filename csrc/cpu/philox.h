@@ -49,16 +49,13 @@ FASTBERT_INLINE void interleave(vlong a, vlong b, vlong* low, vlong* high) {
 #endif
 }
 
-// Words of kLanes / 2 counters from `counter` on. A lane holds one counter's word in its low half; the upper half is
+// Words of kLanes / 2 counters. A lane holds one counter's word in its low half; the upper half is
 // left as it falls, for multiply_low does not read it.
 struct PhiloxWords {
     vlong c0, c1, c2, c3;
 };
 
-FASTBERT_INLINE PhiloxWords philox_words(uint64_t seed, uint64_t counter) {
-    vlong index;
-    for (int i = 0; i < kLanes / 2; ++i) index[i] = (uint64_t)i;
-    index += splat_long(counter);
+FASTBERT_INLINE PhiloxWords philox_of(uint64_t seed, vlong index) {
     vlong c0 = index, c1 = index >> 32, c2 = {}, c3 = {};
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     const vlong m0 = splat_long(kPhiloxMultiplier0), m1 = splat_long(kPhiloxMultiplier1);
@@ -72,6 +69,13 @@ FASTBERT_INLINE PhiloxWords philox_words(uint64_t seed, uint64_t counter) {
         k1 += kPhiloxIncrement1;
     }
     return {c0, c1, c2, c3};
+}
+
+// Those of the counters from `counter` on.
+FASTBERT_INLINE PhiloxWords philox_words(uint64_t seed, uint64_t counter) {
+    vlong index;
+    for (int i = 0; i < kLanes / 2; ++i) index[i] = (uint64_t)i;
+    return philox_of(seed, index + splat_long(counter));
 }
 
 struct WordBlock {

@@ -17,6 +17,7 @@
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // _mm512_undefined_*() of GCC 12, GCC bug 105593
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 #define FASTBERT_INLINE [[maybe_unused]] static inline __attribute__((always_inline))
@@ -77,6 +78,45 @@ FASTBERT_INLINE vfloat where(vint mask, vfloat a) {
     return (vfloat)((vint)a & mask);
 }
 
+// The larger of a and b, the smaller; b where either is NaN.
+FASTBERT_INLINE vfloat maximum(vfloat a, vfloat b) {
+#if defined(__AVX512F__)
+    return (vfloat)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vfloat)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+    return (vfloat)_mm_max_ps((__m128)a, (__m128)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+FASTBERT_INLINE vfloat minimum(vfloat a, vfloat b) {
+#if defined(__AVX512F__)
+    return (vfloat)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vfloat)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+    return (vfloat)_mm_min_ps((__m128)a, (__m128)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
+FASTBERT_INLINE bool any(vint mask) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+    return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#elif defined(__SSE2__)
+    return _mm_movemask_epi8((__m128i)mask) != 0;
+#else
+    int found = 0;
+    for (int i = 0; i < kLanes; ++i) found |= mask[i];
+    return found != 0;
+#endif
+}
+
 FASTBERT_INLINE float sum_of_lanes(vfloat v) {
 #if defined(__AVX512F__)
     const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
@@ -94,6 +134,36 @@ FASTBERT_INLINE float sum_of_lanes(vfloat v) {
 
 FASTBERT_INLINE float square_root(float value) {
     return __builtin_sqrtf(value);  // one instruction: errno is off
+}
+
+// Lanes a0 b0 a1 b1 …: the lower half of them in `low`, the upper in `high`.
+FASTBERT_INLINE void interleave(vfloat a, vfloat b, vfloat* low, vfloat* high) {
+#if defined(__AVX512F__)
+    const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i second = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    *low = (vfloat)_mm512_permutex2var_ps((__m512)a, first, (__m512)b);
+    *high = (vfloat)_mm512_permutex2var_ps((__m512)a, second, (__m512)b);
+#elif defined(__AVX2__)
+    const __m256 lower = _mm256_unpacklo_ps((__m256)a, (__m256)b);  // a0 b0 a1 b1 a4 b4 a5 b5
+    const __m256 upper = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+    *low = (vfloat)_mm256_permute2f128_ps(lower, upper, 0x20);
+    *high = (vfloat)_mm256_permute2f128_ps(lower, upper, 0x31);
+#else
+    *low = vfloat{a[0], b[0], a[1], b[1]};
+    *high = vfloat{a[2], b[2], a[3], b[3]};
+#endif
+}
+
+// Rows become columns. Each interleaving of row i and row i + kLanes / 2 moves the highest bit of the row number to the
+// end of the column number, and the other way round.
+FASTBERT_INLINE void transpose(vfloat (&rows)[kLanes]) {
+    for (int width = 1; width < kLanes; width *= 2) {
+        vfloat next[kLanes];
+#pragma GCC unroll 8
+        for (int i = 0; i < kLanes / 2; ++i) interleave(rows[i], rows[i + kLanes / 2], &next[2 * i], &next[2 * i + 1]);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+    }
 }
 
 // ---- bfloat16 ----
@@ -118,6 +188,10 @@ FASTBERT_INLINE vshort narrow(vfloat v) {
 
 FASTBERT_INLINE vfloat load(const float* at) {
     return *(const vfloat_at*)at;
+}
+
+FASTBERT_INLINE vfloat load(const bfloat16* at) {
+    return widen(*(const vshort_at*)at);
 }
 
 FASTBERT_INLINE void store(float* at, vfloat v) {

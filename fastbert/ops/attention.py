@@ -130,10 +130,10 @@ _forward = register(
         reference.attention,
         _fake,
         cpu=Implementation(
-            "torch SDPA",
-            "fastbert.ops._sdpa:attention",
+            "C++",
+            "fastbert.cpu.attention:attention",
             (torch.float32, torch.bfloat16, torch.float16),
-            "for inference, sequence by sequence; the reference where gradients, dropout, windows or biases are wanted",
+            "float16 is computed in float32",
         ),
         cuda=Implementation("Triton", "fastbert.kernels.attention:attention", CUDA_DTYPES),
         check_values=_check_values,

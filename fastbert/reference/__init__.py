@@ -25,7 +25,14 @@ from fastbert.reference.elementwise import (
 )
 from fastbert.reference.embedding import embedding_layer_norm, embedding_layer_norm_backward
 from fastbert.reference.layer_norm import add_layer_norm, add_layer_norm_backward, layer_norm, layer_norm_backward
-from fastbert.reference.linear import linear_act, linear_act_backward, linear_residual
+from fastbert.reference.linear import (
+    PRECISIONS,
+    linear_act,
+    linear_act_backward,
+    linear_reduced,
+    linear_residual,
+    quantize_rows,
+)
 from fastbert.reference.losses import (
     cross_entropy,
     cross_entropy_backward,
@@ -35,6 +42,7 @@ from fastbert.reference.losses import (
 
 __all__ = [
     "ACTIVATIONS",
+    "PRECISIONS",
     "add_layer_norm",
     "add_layer_norm_backward",
     "attention",
@@ -53,8 +61,10 @@ __all__ = [
     "linear_act_backward",
     "linear_cross_entropy",
     "linear_cross_entropy_backward",
+    "linear_reduced",
     "linear_residual",
     "philox",
+    "quantize_rows",
     "rotary",
     "softmax",
     "softmax_backward",

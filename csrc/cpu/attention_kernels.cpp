@@ -1,0 +1,428 @@
+// Attention kernels of one instruction set. Compiled once for each, with FASTBERT_ISA naming it: see simd.h for what
+// such a file may not do.
+//
+// Dao, Fu, Ermon, Rudra, Ré: "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", 2022, and
+// Milakov, Gimelshein: "Online normalizer calculation for softmax", 2018: a tile of queries goes over the keys block by
+// block, with a running maximum and sum for each query.
+#include "attention.h"
+#include "attention_products.h"
+#include "exponential.h"
+#include "philox.h"
+#include "simd.h"
+
+namespace fastbert {
+namespace {
+
+constexpr int kKeyBlock = 64;  // a multiple of 4: a block draws whole groups of the dropout stream
+constexpr float kLog2e = 1.44269504088896340736f;
+constexpr float kInfinity = __builtin_inff();
+
+FASTBERT_INLINE int64_t aligned_bytes(int64_t floats) {
+    return (floats * 4 + 63) / 64 * 64;
+}
+
+FASTBERT_INLINE bool has_key_panel(Floats, Dtype dtype, const Attention& a) {
+    return dtype != kFloat32 || a.k.element != 1;
+}
+
+FASTBERT_INLINE bool has_value_panel(Floats, Dtype dtype, const Attention& a) {
+    return dtype != kFloat32 || a.v.element != 1;
+}
+
+#if defined(__AVX512BF16__)
+FASTBERT_INLINE bool has_key_panel(Pairs, Dtype, const Attention& a) {
+    return a.k.element != 1 || a.head_dim % 2;
+}
+
+FASTBERT_INLINE bool has_value_panel(Pairs, Dtype, const Attention&) {
+    return true;
+}
+#endif
+
+// One thread's memory.
+struct Workspace {
+    float* queries;  // [steps, tile]
+    float* scores;   // [kKeyBlock, tile]: logits, then weights
+    float* extra;    // [kKeyBlock, tile]: the mask, then dropout's factors
+    float* out;      // [value_dim, tile]
+    float* keys;     // panels of the head's keys and values
+    float* values;
+    int64_t bytes;
+};
+
+template <class Product, class T>
+FASTBERT_INLINE Workspace divide(const Attention& a, char* memory) {
+    constexpr Dtype dtype = sizeof(T) == 4 ? kFloat32 : kBfloat16;
+    const int64_t steps = steps_of<Product>(a.head_dim);
+    const bool has_extra = a.mask_kind != kNoMask || a.dropout.on;
+    const int64_t sizes[6] = {
+        aligned_bytes(steps * kTile),
+        aligned_bytes((kKeyBlock + 1) * kTile),
+        has_extra ? aligned_bytes(kKeyBlock * kTile) : 0,
+        aligned_bytes(a.value_dim * kTile),
+        has_key_panel(Product{}, dtype, a) ? aligned_bytes(a.longest_k * steps) : 0,
+        has_value_panel(Product{}, dtype, a) ? aligned_bytes(steps_of<Product>(a.longest_k) * a.value_dim) : 0,
+    };
+    float* parts[6];
+    int64_t offset = 0;
+    for (int i = 0; i < 6; ++i) {
+        parts[i] = (float*)(memory + offset);
+        offset += sizes[i];
+    }
+    return {parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], offset};
+}
+
+// Keys that a byte per key hides.
+struct KeyMask {
+    const uint8_t* at;  // null: hides nothing
+    int64_t stride;
+    FASTBERT_INLINE_MEMBER bool visible(int64_t key) const { return !at || at[key * stride] != 0; }
+};
+
+// What a tile needs to know of its call, in the units that it computes in: a logit is `unit` times a score.
+struct Tile {
+    int64_t first, shift;  // first query; its diagonal
+    int count;
+    int64_t left, right;  // int32 values, or INT32_MAX
+    KeyMask key_masks[2];
+    const char* mask;  // of the tile's first query, for a mask of queries and keys
+    float slope;
+    bool has_slope;
+    bool natural;  // scores are scaled and biased logits, else plain products
+    float scale;   // its sign is in the queries
+    float unit;
+    uint64_t dropout_row;  // index of the first query's row of the random stream, divided by 4
+};
+
+FASTBERT_INLINE vint lane_numbers() {
+    vint lane;
+    for (int i = 0; i < kLanes; ++i) lane[i] = i;
+    return lane;
+}
+
+FASTBERT_INLINE vfloat select(vint mask, vfloat a, vfloat b) {
+    return mask ? a : b;
+}
+
+FASTBERT_INLINE vfloat load_mask(const float* at, int64_t stride, int count) {
+    if (stride == 1) return count == kLanes ? load(at) : load_part(at, count);
+    vfloat v = {};
+    for (int i = 0; i < count; ++i) v[i] = at[i * stride];
+    return v;
+}
+
+// All ones where the byte is set.
+FASTBERT_INLINE vfloat load_mask(const uint8_t* at, int64_t stride, int count) {
+    vint v = {};
+    for (int i = 0; i < count; ++i) v[i] = -(at[i * stride] != 0);
+    return (vfloat)v;
+}
+
+// A mask [count, keys], transposed: [keys, V vectors]. Lanes behind `count` are 0.
+template <int V, class M>
+static void transpose_mask(const M* mask, int64_t q_stride, int64_t k_stride, int count, int keys, float* out) {
+    for (int v = 0; v < V; ++v) {
+        for (int key = 0; key < keys; key += kLanes) {
+            const int wanted = lanes_of(keys - key);
+            vfloat rows[kLanes];
+            for (int i = 0; i < kLanes; ++i) {
+                const int query = v * kLanes + i;
+                rows[i] = query < count ? load_mask(mask + query * q_stride + key * k_stride, k_stride, wanted)
+                                        : vfloat{};
+            }
+            transpose(rows);
+            for (int i = 0; i < wanted; ++i) store(out + ((key + i) * V + v) * kLanes, rows[i]);
+        }
+    }
+}
+
+// Scores of the keys [begin, begin + count) with biases and masks; `top` becomes their maximum.
+template <int V>
+static void mask_scores(const Attention& a, const Tile& t, int64_t begin, int count, float* scores, float* extra,
+                        vfloat (&top)[V]) {
+    if (t.mask && a.mask_kind == kAdditiveMask) {
+        const float* mask = (const float*)t.mask + begin * a.mask_k;
+        transpose_mask<V>(mask, a.mask_q, a.mask_k, t.count, count, extra);
+    } else if (t.mask) {
+        const uint8_t* mask = (const uint8_t*)t.mask + begin * a.mask_k;
+        transpose_mask<V>(mask, a.mask_q, a.mask_k, t.count, count, extra);
+    }
+    const vint row = lane_numbers() + (int32_t)(t.first + t.shift);
+    const vfloat hidden = splat(-kInfinity);
+    vfloat most[V];
+    for (int v = 0; v < V; ++v) most[v] = hidden;
+    for (int i = 0; i < count; ++i) {
+        const int64_t key = begin + i;
+        const bool visible = t.key_masks[0].visible(key) && t.key_masks[1].visible(key);
+        for (int v = 0; v < V; ++v) {
+            const int at = (i * V + v) * kLanes;
+            const vint distance = (int32_t)key - (row + v * kLanes);
+            vfloat s = load(scores + at);
+            if (t.natural) s = s * t.scale;
+            if (t.has_slope) s = s - splat(t.slope) * __builtin_convertvector(distance < 0 ? -distance : distance, vfloat);
+            if (t.mask && a.mask_kind == kAdditiveMask) s = s + load(extra + at);
+            if (t.mask && a.mask_kind == kBooleanMask) s = select((vint)load(extra + at), s, hidden);
+            s = select((distance > (int32_t)t.right) | (distance < (int32_t)-t.left), hidden, s);
+            if (!visible) s = hidden;
+            store(scores + at, s);
+            most[v] = maximum(s, most[v]);
+        }
+    }
+    for (int v = 0; v < V; ++v) top[v] = most[v];
+}
+
+// Factors of dropout for the keys [begin, begin + count): [keys, V vectors].
+template <int V>
+static void draw_dropout(const Dropout& dropout, uint64_t first_row, int64_t row_groups, int64_t begin, int count,
+                         float* factors) {
+    vlong even, odd;  // rows of the even lanes, and of the odd ones: so their words are joined without a shuffle
+    for (int i = 0; i < kLanes / 2; ++i) {
+        even[i] = (uint64_t)(2 * i) * (uint64_t)row_groups;
+        odd[i] = (uint64_t)(2 * i + 1) * (uint64_t)row_groups;
+    }
+    const vuint threshold = splat(dropout.threshold);
+    for (int key = 0; key < count; key += 4) {
+        for (int v = 0; v < V; ++v) {
+            const vlong first =
+                splat_long(first_row + (uint64_t)(v * kLanes) * (uint64_t)row_groups + (uint64_t)(begin + key) / 4);
+            const PhiloxWords x = philox_of(dropout.seed, even + first), y = philox_of(dropout.seed, odd + first);
+            const vlong low[4] = {x.c0, x.c1, x.c2, x.c3}, high[4] = {y.c0, y.c1, y.c2, y.c3};
+            for (int i = 0; i < 4 && key + i < count; ++i) {
+                const vuint words = (vuint)((low[i] & 0xFFFFFFFFu) | (high[i] << 32));
+                store(factors + ((key + i) * V + v) * kLanes, where(words >= threshold, splat(dropout.scale)));
+            }
+        }
+    }
+}
+
+template <int V>
+FASTBERT_INLINE vfloat weight_of(const float* score, const vfloat& maximum, vfloat unit, const float* factor,
+                                 vfloat& sum) {
+    const vfloat p = exp2((load(score) - maximum) * unit);
+    sum += p;
+    return factor ? p * load(factor) : p;
+}
+
+// Scores become weights 2^((score - maximum) * unit), which `sum` takes; then dropout's factors, where there are.
+template <int V>
+static void weigh(Floats, float* scores, int count, const vfloat (&maximum)[V], float unit, const float* factors,
+                  vfloat (&sum)[V]) {
+    const vfloat u = splat(unit);
+    vfloat total[V] = {};
+    for (int i = 0; i < count; ++i) {
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) {
+            const int at = (i * V + v) * kLanes;
+            store(scores + at, weight_of<V>(scores + at, maximum[v], u, factors ? factors + at : nullptr, total[v]));
+        }
+    }
+    for (int v = 0; v < V; ++v) sum[v] = total[v];
+}
+
+#if defined(__AVX512BF16__)
+// The weights of two keys become one row of pairs.
+template <int V>
+static void weigh(Pairs, float* scores, int count, const vfloat (&maximum)[V], float unit, const float* factors,
+                  vfloat (&sum)[V]) {
+    const vfloat u = splat(unit);
+    vfloat total[V] = {};
+    int i = 0;
+    for (; i + 1 < count; i += 2) {
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) {
+            const int even = (i * V + v) * kLanes, odd = even + V * kLanes;
+            const vfloat p = weight_of<V>(scores + even, maximum[v], u, factors ? factors + even : nullptr, total[v]);
+            const vfloat q = weight_of<V>(scores + odd, maximum[v], u, factors ? factors + odd : nullptr, total[v]);
+            store(scores + (i / 2 * V + v) * kLanes, pairs_of(p, q));
+        }
+    }
+    for (int v = 0; v < V && i < count; ++v) {
+        const int even = (i * V + v) * kLanes;
+        const vfloat p = weight_of<V>(scores + even, maximum[v], u, factors ? factors + even : nullptr, total[v]);
+        store(scores + (i / 2 * V + v) * kLanes, pairs_of(p, vfloat{}));
+    }
+    for (int v = 0; v < V; ++v) sum[v] = total[v];
+}
+#endif
+
+// Where the products read the keys and the values of a head.
+struct Rows {
+    const char* keys;
+    int64_t key_bytes;
+    const char* values;
+    int64_t value_bytes;
+};
+
+template <class Product, class T, int V>
+static void forward_tile(const Attention& a, const Sequence& s, int64_t head, const Tile& t, const Rows& rows,
+                         const Workspace& w) {
+    const int64_t steps = steps_of<Product>(a.head_dim);
+    const T* q = (const T*)a.q.data + s.index * a.q.batch + head * a.q.head + (s.first_q + t.first) * a.q.token;
+    transpose_queries<Product, V>(q, a.q.token, a.q.element, t.count, a.head_dim, a.scale < 0 ? Product::kSign : 0u,
+                                  w.queries);
+
+    vfloat maxima[V], sums[V] = {}, decay[V];
+    for (int v = 0; v < V; ++v) maxima[v] = splat(-kInfinity);
+    vint is_nan[V] = {};
+    bool first = true;
+    const KeyRange range = visible_keys(a, s, t.first, t.first + t.count);
+    const int64_t last_row = t.first + t.shift + t.count - 1;
+    for (int64_t begin = range.begin / 4 * 4; begin < range.end; begin += kKeyBlock) {
+        const int count = (int)(range.end - begin < kKeyBlock ? range.end - begin : kKeyBlock);
+        bool some = true, all = true;
+        if (t.key_masks[0].at || t.key_masks[1].at) {
+            some = false;
+            for (int64_t key = begin; key < begin + count; ++key) {
+                const bool visible = t.key_masks[0].visible(key) && t.key_masks[1].visible(key);
+                some |= visible;
+                all &= visible;
+            }
+        }
+        if (!some) continue;
+        all &= begin + count - 1 <= t.first + t.shift + t.right && begin >= last_row - t.left;
+
+        vfloat top[V];
+        score_block<Product, V>(w.queries, rows.keys + begin * rows.key_bytes, rows.key_bytes, steps, count, w.scores,
+                                top);
+        if (!all || t.natural || t.mask) mask_scores<V>(a, t, begin, count, w.scores, w.extra, top);
+
+        vfloat finite[V];  // where nothing is seen yet the maximum counts as 0: minus infinity from it is no number
+        for (int v = 0; v < V; ++v) {
+            const vfloat before = maxima[v];
+            maxima[v] = maximum(top[v], before);
+            finite[v] = select(maxima[v] == splat(-kInfinity), vfloat{}, maxima[v]);
+            decay[v] = exp2((before - finite[v]) * splat(t.unit));
+            sums[v] = sums[v] * decay[v];
+            if (any(maxima[v] == splat(kInfinity))) {
+                for (int i = 0; i < count; ++i) {
+                    const vfloat score = load(w.scores + (i * V + v) * kLanes);
+                    is_nan[v] |= score != score;
+                }
+            }
+        }
+        const float* factors = nullptr;
+        if (a.dropout.on) {
+            draw_dropout<V>(a.dropout, t.dropout_row, (a.seq_k + 3) / 4, begin, count, w.extra);
+            factors = w.extra;
+        }
+        vfloat sum[V];
+        weigh<V>(Product{}, w.scores, count, finite, t.unit, factors, sum);
+        for (int v = 0; v < V; ++v) sums[v] += sum[v];
+        add_value_block<Product, V>(w.scores, rows.values + begin / Product::kElements * rows.value_bytes,
+                                    rows.value_bytes, steps_of<Product>(count), a.value_dim, first, decay, w.out);
+        first = false;
+    }
+
+    vfloat factor[V];
+    for (int v = 0; v < V; ++v) factor[v] = where(sums[v] != splat(0.0f), 1.0f / sums[v]);
+    if (first) {
+        for (int64_t i = 0; i < a.value_dim * V; ++i) store(w.out + i * kLanes, vfloat{});
+    }
+    T* out = (T*)a.out + s.index * a.out_batch + head * a.out_head + (s.first_q + t.first) * a.out_token;
+    transpose_out<V>(w.out, factor, t.count, a.value_dim, out, a.out_token);
+    if (!a.lse) return;
+    float* lse = a.lse + s.index * a.lse_batch + head * a.lse_head + s.first_q + t.first;
+    for (int i = 0; i < t.count; ++i) {
+        const float most = maxima[i / kLanes][i % kLanes], sum = sums[i / kLanes][i % kLanes];
+        if (most == kInfinity) {
+            lse[i] = is_nan[i / kLanes][i % kLanes] ? __builtin_nanf("") : kInfinity;
+        } else {
+            lse[i] = sum == 0.0f ? -kInfinity
+                                 : (t.natural || most == -kInfinity ? most : most * t.scale) + __builtin_logf(sum);
+        }
+    }
+}
+
+template <class Product, class T>
+static void pack(const Attention& a, const Sequence& s, int64_t head, const Workspace& w, Panels& panels, Rows& rows) {
+    constexpr Dtype dtype = sizeof(T) == 4 ? kFloat32 : kBfloat16;
+    const T* k = (const T*)a.k.data + s.index * a.k.batch + head * a.k.head + s.first_k * a.k.token;
+    const T* v = (const T*)a.v.data + s.index * a.v.batch + head * a.v.head + s.first_k * a.v.token;
+    rows = {(const char*)k, a.k.token * (int64_t)sizeof(T), (const char*)v, a.v.token * (int64_t)sizeof(T)};
+    const bool stale = panels.sequence != s.index || panels.head != head;
+    panels = {s.index, head};
+    if (has_key_panel(Product{}, dtype, a)) {
+        if (stale) pack_keys<Product>(k, a.k.token, a.k.element, s.seq_k, a.head_dim, w.keys);
+        rows.keys = (const char*)w.keys;
+        rows.key_bytes = steps_of<Product>(a.head_dim) * 4;
+    }
+    if (has_value_panel(Product{}, dtype, a)) {
+        if (stale) pack_values(Product{}, v, a.v.token, a.v.element, s.seq_k, a.value_dim, w.values);
+        rows.values = (const char*)w.values;
+        rows.value_bytes = a.value_dim * 4;
+    }
+}
+
+template <class Product, class T>
+static void forward(const Attention& a, const Sequence& s, int64_t head, int64_t begin, int64_t end, char* memory,
+                    Panels& panels) {
+    const Workspace w = divide<Product, T>(a, memory);
+    Rows rows;
+    pack<Product, T>(a, s, head / (a.heads / a.kv_heads), w, panels, rows);
+
+    Tile t = {};
+    t.shift = a.bottom_right ? s.seq_k - s.seq_q : 0;
+    t.left = a.left < 0 || a.left > INT32_MAX ? INT32_MAX : a.left;
+    t.right = a.right < 0 || a.right > INT32_MAX ? INT32_MAX : a.right;
+    if (a.padding) t.key_masks[0] = {a.padding + s.index * a.padding_batch, a.padding_key};
+    const int64_t mask_head = s.index * a.mask_batch + head * a.mask_head;
+    const bool same_for_queries = a.mask_kind == kBooleanMask && a.mask_q == 0;
+    if (same_for_queries) t.key_masks[1] = {(const uint8_t*)a.mask + mask_head, a.mask_k};
+    t.has_slope = a.slopes != nullptr;
+    if (t.has_slope) t.slope = a.slopes[s.index * a.slopes_batch + head * a.slopes_head];
+    t.scale = a.scale < 0 ? -a.scale : a.scale;
+    // Plain products are the cheaper unit. Not with biases, which are no multiples of the scale, nor where a masked
+    // product, minus infinity, times the scale is not minus infinity.
+    t.natural = t.has_slope || a.mask_kind == kAdditiveMask || !(t.scale * kLog2e > 0.0f && t.scale < kInfinity);
+    t.unit = t.natural ? kLog2e : t.scale * kLog2e;
+
+    for (t.first = begin; t.first < end; t.first += kTile) {
+        t.count = (int)(end - t.first < kTile ? end - t.first : kTile);
+        if (a.mask_kind != kNoMask && !same_for_queries) {
+            const int64_t at = mask_head + t.first * a.mask_q;
+            t.mask = (const char*)a.mask + at * (a.mask_kind == kAdditiveMask ? (int64_t)sizeof(float) : 1);
+        }
+        const uint64_t row = (uint64_t)((s.index * a.heads + head) * a.seq_q + t.first);
+        t.dropout_row = a.dropout.offset / 4 + row * (uint64_t)((a.seq_k + 3) / 4);
+        switch ((t.count + kLanes - 1) / kLanes) {
+            case 1:
+                forward_tile<Product, T, 1>(a, s, head, t, rows, w);
+                break;
+            case 2:
+                forward_tile<Product, T, 2>(a, s, head, t, rows, w);
+                break;
+#if defined(__AVX512F__)
+            case 3:
+                forward_tile<Product, T, 3>(a, s, head, t, rows, w);
+                break;
+            default:
+                forward_tile<Product, T, 4>(a, s, head, t, rows, w);
+#endif
+        }
+    }
+}
+
+template <class Product, class T>
+static int64_t workspace(const Attention& a) {
+    return divide<Product, T>(a, nullptr).bytes;
+}
+
+#if defined(__AVX512BF16__)
+typedef Pairs Bfloat16Product;
+#else
+typedef Floats Bfloat16Product;
+#endif
+
+}  // namespace
+
+namespace FASTBERT_ISA {
+
+extern const AttentionKernels attention_kernels;
+const AttentionKernels attention_kernels = {
+    kTile,
+    {workspace<Floats, float>, workspace<Bfloat16Product, bfloat16>},
+    {forward<Floats, float>, forward<Bfloat16Product, bfloat16>},
+};
+
+}  // namespace FASTBERT_ISA
+}  // namespace fastbert
