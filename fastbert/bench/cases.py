@@ -88,11 +88,14 @@ class Case:
     budget_seconds: float = 1.0
     quick_budget_seconds: float = 0.35
     cuda_only: bool = False  # left out of "all" on other devices
+    named_only: bool = False  # left out of "all"
 
 
 SUITES = {
     "ops": "single operations against torch's own",
     "attention": "attention from 128 to 16384 tokens, forward and backward, against every backend of torch (GPU only)",
+    "cpu-fp32": "whole models and attention in float32 against the CPU engines, BERT-base with 3 of its 12 layers",
+    "cpu": "the whole table against the CPU engines, in every precision: many minutes (only when asked for)",
     "end-to-end": "text to sentence embeddings on all-MiniLM-L6-v2 against transformers",
 }
 
@@ -103,9 +106,9 @@ class UnknownSelection(ValueError):
 
 def all_cases() -> list[Case]:
     """The register, in the order of the tables."""
-    from fastbert.bench.suites import attention, end_to_end, norms, operations
+    from fastbert.bench.suites import attention, cpu, end_to_end, norms, operations
 
-    cases = [*norms.cases(), *operations.cases(), *attention.cases(), *end_to_end.cases()]
+    cases = [*norms.cases(), *operations.cases(), *attention.cases(), *cpu.cases(), *end_to_end.cases()]
     names = [case.name for case in cases]
     duplicates = {name for name in names if names.count(name) > 1}
     if duplicates:
@@ -118,7 +121,8 @@ def select(
 ) -> list[Case]:
     """The cases of a suite whose name contains `case`; with `quick` and no `case` only the quick ones.
 
-    Cases for CUDA alone are left out on another device, unless their suite or one of them is asked for by name.
+    Cases for CUDA alone are left out on another device, those for CPUs on CUDA, and long ones everywhere, unless their suite or one of
+    them is asked for by name.
     """
     if suite != "all" and suite not in SUITES:
         raise UnknownSelection(f"unknown suite '{suite}': choose from {', '.join(SUITES)}, all")
@@ -129,8 +133,11 @@ def select(
             where = "" if suite == "all" else f" in suite {suite}"
             raise UnknownSelection(f"no case{where} contains '{case}': fastbert bench --list names them all")
         return matching
-    if suite == "all" and not device.startswith("cuda"):
-        chosen = [each for each in chosen if not each.cuda_only]
+    if suite == "all":
+        cuda = device.startswith("cuda")
+        chosen = [each for each in chosen if not each.named_only and (cuda or not each.cuda_only)]
+        if cuda:
+            chosen = [each for each in chosen if not each.suite.startswith("cpu")]
     return [each for each in chosen if each.quick] if quick else chosen
 
 
