@@ -11,7 +11,6 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -81,21 +80,6 @@ class PackedWeight:
         return all(_C.fingerprint(address, nbytes) == expected for address, nbytes, expected in self.originals)
 
 
-@dataclass(frozen=True)
-class PackedWeightsInfo:
-    """What the cache holds.
-
-    Attributes:
-        count: packed weights.
-        nbytes: their memory.
-        by_precision: the same for each precision.
-    """
-
-    count: int
-    nbytes: int
-    by_precision: dict[str, int]
-
-
 def _stamp(weight: Tensor) -> tuple[object, ...]:
     """What does not change while a weight is left alone."""
     return (
@@ -138,7 +122,9 @@ _lock = threading.Lock()  # held while packing: two threads that need one weight
 
 def _after_fork() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.Lock()  # another thread may have held it
+    # OpenMP's threads are not there in a child, and the next parallel operation, torch's own too, would wait for them forever.
+    torch.set_num_threads(1)
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -186,10 +172,6 @@ def drop_packed_weights() -> None:
     _entries.clear()
 
 
-def packed_weights_info() -> PackedWeightsInfo:
-    """How many packed weights there are and what memory they take, beside their originals."""
-    packed = [entry.packed for entry in list(_entries.values())]
-    by_precision: dict[str, int] = {}
-    for each in packed:
-        by_precision[each.precision] = by_precision.get(each.precision, 0) + each.nbytes
-    return PackedWeightsInfo(len(packed), sum(by_precision.values()), by_precision)
+def all_packed() -> list[PackedWeight]:
+    """What the cache holds."""
+    return [entry.packed for entry in list(_entries.values())]

@@ -147,7 +147,8 @@ def _choosing(operation: Operation, implementation: Implementation | None) -> Ca
 
 
 @functools.cache
-def _has_extension() -> bool:
+def has_extension() -> bool:
+    """Whether the C++ extension loads."""
     try:
         importlib.import_module("fastbert._C")
     except ImportError:
@@ -157,7 +158,7 @@ def _has_extension() -> bool:
 
 def answers_with_extension() -> bool:
     """Whether C++ answers on the CPU now: for what calls it past the operators."""
-    return not _state.reference_depth and _has_extension()
+    return not _state.reference_depth and has_extension()
 
 
 def _load_or_warn(implementation: Implementation | None, dtype: torch.dtype) -> Callable[..., Any] | None:

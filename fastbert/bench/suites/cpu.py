@@ -213,7 +213,7 @@ def _fastbert(size: str, layers: int) -> Any:
 def _openvino_model(size: str, layers: int) -> Any:
     openvino = importlib.import_module("openvino")
     with _quiet():
-        return openvino.convert_model(_HiddenStates(_hugging_face(size, layers)), example_input=_example())
+        return openvino.convert_model(_HiddenStates(_hugging_face(size, layers)).eval(), example_input=_example())
 
 
 @functools.cache
@@ -236,7 +236,7 @@ def _onnx_session(size: str, layers: int, threads: int) -> Any:
     axes = {name: {0: "batch", 1: "seq"} for name in ("ids", "mask", "hidden")}
     with _quiet(), torch.no_grad():
         torch.onnx.export(
-            _HiddenStates(_hugging_face(size, layers)),
+            _HiddenStates(_hugging_face(size, layers)).eval(),
             _example(),
             str(file),
             dynamo=False,
