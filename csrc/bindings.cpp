@@ -110,8 +110,9 @@ void linear_pack_binding(int precision, uintptr_t weight, int dtype, int64_t str
 }
 
 void linear_binding(int precision, int64_t rows, int64_t out, int64_t in, uintptr_t x, int x_dtype, int64_t x_stride,
-                    uintptr_t packed, uintptr_t bias, int bias_dtype, int activation, uintptr_t residual, int residual_dtype,
-                    int64_t residual_stride, uintptr_t y, int y_dtype, int64_t y_stride, int threads) {
+                    uintptr_t packed, uintptr_t bias, int bias_dtype, int activation, uintptr_t residual,
+                    int residual_dtype, int64_t residual_stride, uintptr_t y, int y_dtype, int64_t y_stride,
+                    int threads) {
     Linear a = {};
     a.precision = static_cast<Precision>(precision);
     a.rows = rows;
@@ -198,9 +199,9 @@ void attention_binding(int dtype, const py::tuple& shape, uintptr_t q, const py:
     attention(static_cast<Dtype>(dtype), a, threads);
 }
 
-using Vector = std::pair<uintptr_t, int>;                                       // address, dtype
-using Watched = std::vector<std::tuple<uintptr_t, int64_t, uint64_t>>;          // as Original
-using Weight = std::tuple<int64_t, int64_t, uintptr_t, Vector, Watched>;        // as BlockLinear
+using Vector = std::pair<uintptr_t, int>;                                 // address, dtype
+using Watched = std::vector<std::tuple<uintptr_t, int64_t, uint64_t>>;    // as Original
+using Weight = std::tuple<int64_t, int64_t, uintptr_t, Vector, Watched>;  // as BlockLinear
 
 Parameter parameter(const Vector& v) {
     return {pointer<void>(v.first), static_cast<Dtype>(v.second)};
@@ -212,7 +213,8 @@ BlockLinear block_linear(const Weight& w) {
     linear.in = std::get<1>(w);
     linear.packed = pointer<void>(std::get<2>(w));
     linear.bias = parameter(std::get<3>(w));
-    for (const auto& [data, bytes, hash] : std::get<4>(w)) linear.originals.push_back({pointer<void>(data), bytes, hash});
+    for (const auto& [data, bytes, hash] : std::get<4>(w))
+        linear.originals.push_back({pointer<void>(data), bytes, hash});
     return linear;
 }
 
@@ -239,7 +241,7 @@ Block block(int precision, int stream, int64_t heads, int activation, float eps,
 }
 
 int run_block_binding(const Block& b, int64_t rows, uintptr_t x, uintptr_t cu_seqlens, int64_t batch,
-                       int64_t max_seqlen, uintptr_t y, int threads) {
+                      int64_t max_seqlen, uintptr_t y, int threads) {
     const BlockCall call = {rows, pointer<void>(x), pointer<int32_t>(cu_seqlens), batch, max_seqlen, pointer<void>(y)};
     return static_cast<int>(run_block(b, call, threads));
 }

@@ -14,7 +14,17 @@ from fastbert.cpu.packed_weights import PackedWeight  # noqa: E402
 
 ISAS = _C.isas()
 # rows, in, out: a tile and one more, widths that are no multiple of a unit, a vector or a panel, single ones, none
-SHAPES = [(1, 1, 1), (9, 17, 49), (8, 64, 48), (23, 33, 100), (65, 130, 7), (0, 8, 8), (5, 8, 0), (4, 0, 6), (600, 40, 30)]
+SHAPES = [
+    (1, 1, 1),
+    (9, 17, 49),
+    (8, 64, 48),
+    (23, 33, 100),
+    (65, 130, 7),
+    (0, 8, 8),
+    (5, 8, 0),
+    (4, 0, 6),
+    (600, 40, 30),
+]
 
 
 @pytest.fixture(params=ISAS)
@@ -85,7 +95,9 @@ def test_int8_of_rows_of_zeros_and_of_the_smallest_numbers(isa):
 def test_strides_and_dtypes(isa, precision):
     wide = torch.randn(2, 6, 40)
     x, w, b, r = wide[:, ::2, 3:36], torch.randn(33, 20).T, torch.randn(40)[::2], torch.randn(3, 2, 20).transpose(0, 1)
-    plain = linear.linear_reduced(x.contiguous(), w.contiguous(), b.contiguous(), "gelu", r.contiguous(), precision, torch.float32)
+    plain = linear.linear_reduced(
+        x.contiguous(), w.contiguous(), b.contiguous(), "gelu", r.contiguous(), precision, torch.float32
+    )
     assert torch.equal(linear.linear_reduced(x, w, b, "gelu", r, precision, torch.float32), plain)
     half = [t.bfloat16() for t in (x, w, b, r)]
     expected = reference.linear_reduced(half[0], half[1], half[2], "gelu", half[3], precision, torch.float32)

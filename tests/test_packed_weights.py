@@ -15,8 +15,8 @@ import fastbert
 from fastbert import functional as F
 
 pytest.importorskip("fastbert._C", reason="the extension is not built")
-from fastbert.cpu import packed_weights  # noqa: E402
-from fastbert.nn import TransformerBlock  # noqa: E402
+from fastbert.cpu import packed_weights
+from fastbert.nn import TransformerBlock
 
 X = torch.randn(6, 16, generator=torch.Generator().manual_seed(3))
 
@@ -197,7 +197,9 @@ def test_weights_made_under_inference_mode_are_never_stale():
 
 def test_a_compiled_graph_reads_the_weight_of_now():
     layer = _layer()
-    function = torch.compile(lambda x: F.linear_act(x, layer.weight, layer.bias, "gelu"), fullgraph=True, backend="aot_eager")
+    function = torch.compile(
+        lambda x: F.linear_act(x, layer.weight, layer.bias, "gelu"), fullgraph=True, backend="aot_eager"
+    )
     with torch.no_grad():
         for _ in range(2):
             assert torch.equal(function(X), F.linear_act(X, layer.weight, layer.bias, "gelu"))

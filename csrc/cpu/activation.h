@@ -58,7 +58,8 @@ FASTBERT_INLINE vfloat one_plus_erf(vfloat x) {
     p = fma(p, s, splat(-0x1.1057f0p-3f));
     p = fma(p, s, splat(0x1.988452p-1f));
     const vfloat near = fma(p, x, splat(1.0f));
-    // log2(erfc(t / sqrt(2))) on [1.2, 8]: error 1.1e-8, weighted with the root of erfc. Beyond, erfc < 2e-15 counts as 0.
+    // log2(erfc(t / sqrt(2))) on [1.2, 8]: error 1.1e-8, weighted with the root of erfc. Beyond, erfc < 2e-15 counts as
+    // 0.
     vfloat r = splat(0x1.e09d8cp-24f);
     r = fma(r, t, splat(-0x1.487f0cp-18f));
     r = fma(r, t, splat(0x1.944e38p-14f));

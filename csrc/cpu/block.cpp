@@ -16,9 +16,8 @@ int64_t element_bytes(Dtype dtype) {
 }
 
 bool is_unchanged(const BlockLinear& linear) {
-    return std::all_of(linear.originals.begin(), linear.originals.end(), [](const Original& each) {
-        return fingerprint(each.data, each.bytes) == each.fingerprint;
-    });
+    return std::all_of(linear.originals.begin(), linear.originals.end(),
+                       [](const Original& each) { return fingerprint(each.data, each.bytes) == each.fingerprint; });
 }
 
 struct Rows {
@@ -27,8 +26,8 @@ struct Rows {
     int64_t width;
 };
 
-void multiply(const Block& block, const BlockLinear& weights, int64_t rows, Rows x, Rows y, bool with_bias, int activation,
-              const Rows* residual, int threads) {
+void multiply(const Block& block, const BlockLinear& weights, int64_t rows, Rows x, Rows y, bool with_bias,
+              int activation, const Rows* residual, int threads) {
     Linear a = {};
     a.precision = block.precision;
     a.rows = rows;
@@ -140,8 +139,7 @@ BlockOutcome run_block(const Block& block, const BlockCall& call, int threads) {
     thread_local Scratch scratch;
     const int64_t stream_bytes = Scratch::round_up(rows * hidden * element_bytes(stream));
     const int64_t context_bytes = Scratch::round_up(rows * hidden * element_bytes(inner));
-    const int64_t wide_bytes =
-        Scratch::round_up(rows * std::max(3 * hidden, intermediate) * element_bytes(inner));
+    const int64_t wide_bytes = Scratch::round_up(rows * std::max(3 * hidden, intermediate) * element_bytes(inner));
     char* next = scratch.get(2 * stream_bytes + context_bytes + wide_bytes);
     const auto take = [&next](int64_t bytes) {
         char* const taken = next;

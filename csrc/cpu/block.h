@@ -1,4 +1,5 @@
-// A transformer block on packed sequences, for inference: the operations of one layer in one call, on prepacked weights.
+// A transformer block on packed sequences, for inference: the operations of one layer in one call, on prepacked
+// weights.
 #pragma once
 
 #include <stdint.h>
@@ -41,7 +42,7 @@ struct Block {
 
 struct BlockCall {
     int64_t rows;
-    const void* x;  // [rows, hidden], contiguous
+    const void* x;              // [rows, hidden], contiguous
     const int32_t* cu_seqlens;  // [batch + 1]
     int64_t batch, max_seqlen;
     void* y;  // [rows, hidden], contiguous, not x

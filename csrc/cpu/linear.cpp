@@ -13,8 +13,8 @@ FASTBERT_DISPATCH(LinearKernels, linear_kernels)
 
 namespace {
 
-// Rows of x that every panel of weights passes over before the next: 256 rows of 768 floats are 768 KiB, so that they stay
-// in the second-level cache or near it, and the weights come by once for every 256 rows.
+// Rows of x that every panel of weights passes over before the next: 256 rows of 768 floats are 768 KiB, so that they
+// stay in the second-level cache or near it, and the weights come by once for every 256 rows.
 constexpr int64_t kRowBlock = 256;
 
 // Tasks for each thread, so that none waits long for the last one.
@@ -28,7 +28,8 @@ int64_t round_up(int64_t value, int64_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
-LinearWeights weights_of(const LinearKernels& kernels, Precision precision, int64_t out, int64_t in, const void* packed) {
+LinearWeights weights_of(const LinearKernels& kernels, Precision precision, int64_t out, int64_t in,
+                         const void* packed) {
     LinearWeights w = {};
     const int64_t elements = kernels.unit_elements[precision];
     const int64_t padded = round_up(out, kernels.panel);

@@ -27,8 +27,8 @@ struct LinearWeights {
 
 struct LinearForward {
     LinearWeights weights;
-    const uint32_t* x;  // [rows, depth] units
-    int64_t x_stride;   // units
+    const uint32_t* x;      // [rows, depth] units
+    int64_t x_stride;       // units
     const float* x_scales;  // [rows]; integers only
     const void* bias;       // [out], or null
     Dtype bias_dtype;
@@ -64,7 +64,8 @@ int64_t linear_packed_bytes(Precision precision, int64_t out, int64_t in);
 void linear_pack(Precision precision, const void* weight, Dtype dtype, int64_t stride, int64_t out, int64_t in,
                  void* packed, int threads);
 
-// y = activation(x weight^T + bias) + residual, in the precision of the packed weight. A packed float32 weight takes float32 x.
+// y = activation(x weight^T + bias) + residual, in the precision of the packed weight. A packed float32 weight takes
+// float32 x.
 struct Linear {
     Precision precision;
     int64_t rows, out, in;

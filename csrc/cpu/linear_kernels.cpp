@@ -1,5 +1,5 @@
-// Products with prepacked weights, of one instruction set. Compiled once for each, with FASTBERT_ISA naming it: see simd.h
-// for what such a file may not do.
+// Products with prepacked weights, of one instruction set. Compiled once for each, with FASTBERT_ISA naming it: see
+// simd.h for what such a file may not do.
 #include "linear.h"
 
 #include "activation.h"
@@ -8,8 +8,8 @@
 namespace fastbert {
 namespace {
 
-// A tile of kTileRows rows by kVectors vectors of channels keeps its sums in registers, beside one vector of weights for
-// each and one of x: 8 * 3 + 3 + 1 of AVX-512's 32 registers, 4 * 3 + 3 + 1 of the 16 that others have.
+// A tile of kTileRows rows by kVectors vectors of channels keeps its sums in registers, beside one vector of weights
+// for each and one of x: 8 * 3 + 3 + 1 of AVX-512's 32 registers, 4 * 3 + 3 + 1 of the 16 that others have.
 constexpr int kVectors = 3;
 constexpr int kPanel = kVectors * kLanes;
 #if defined(__AVX512F__)
@@ -126,9 +126,9 @@ FASTBERT_INLINE void finish_row(const LinearForward& a, const vfloat (&sums)[kVe
 __attribute__((noinline)) void finish(const LinearForward& a, const vfloat (*sums)[kVectors], int rows, int64_t row,
                                       int64_t channel) {
     switch (a.activation) {
-#define FASTBERT_FINISH(name)                                                                     \
-    case name:                                                                                    \
-        for (int i = 0; i < rows; ++i) finish_row<name>(a, sums[i], row + i, channel);            \
+#define FASTBERT_FINISH(name)                                                          \
+    case name:                                                                         \
+        for (int i = 0; i < rows; ++i) finish_row<name>(a, sums[i], row + i, channel); \
         break;
         FASTBERT_FINISH(kNone)
         FASTBERT_FINISH(kRelu)
@@ -245,8 +245,8 @@ FASTBERT_INLINE uint32_t integer_lane(int32_t value, int lane) {
     return ((uint32_t)value & (0xffffffffu >> (32 - kBits))) << (kBits * lane);
 }
 
-// The scale of a row or channel with this largest magnitude, and its inverse. What is not finite makes the scale NaN, and
-// with it all that the row or channel touches.
+// The scale of a row or channel with this largest magnitude, and its inverse. What is not finite makes the scale NaN,
+// and with it all that the row or channel touches.
 struct Scale {
     float scale, inverse;
 };
@@ -314,8 +314,8 @@ FASTBERT_INLINE vfloat load_row(const T* from, int count) {
 }
 
 template <class T>
-void to_bfloat16_units(const void* x, int64_t stride, int64_t in, int64_t depth, uint32_t* units, float*,
-                       int64_t begin, int64_t end) {
+void to_bfloat16_units(const void* x, int64_t stride, int64_t in, int64_t depth, uint32_t* units, float*, int64_t begin,
+                       int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
         const T* const from = (const T*)x + row * stride;
         bfloat16* const to = (bfloat16*)(units + row * depth);

@@ -7,8 +7,8 @@
 
 namespace fastbert {
 
-// Uninitialised, aligned to a cache line, and of one user at a time: a function has its own, as a thread_local variable. In a
-// steady state it touches no new pages; what is larger than kKept is given back after use.
+// Uninitialised, aligned to a cache line, and of one user at a time: a function has its own, as a thread_local
+// variable. In a steady state it touches no new pages; what is larger than kKept is given back after use.
 class Scratch {
   public:
     static constexpr int64_t kLine = 64;

@@ -88,6 +88,7 @@ class Case:
     budget_seconds: float = 1.0
     quick_budget_seconds: float = 0.35
     cuda_only: bool = False  # left out of "all" on other devices
+    settle_seconds: float = 0.0  # nothing runs for so long before a sample, see timer.measure
     named_only: bool = False  # left out of "all"
 
 
@@ -121,8 +122,8 @@ def select(
 ) -> list[Case]:
     """The cases of a suite whose name contains `case`; with `quick` and no `case` only the quick ones.
 
-    Cases for CUDA alone are left out on another device, those for CPUs on CUDA, and long ones everywhere, unless their suite or one of
-    them is asked for by name.
+    Cases for CUDA alone are left out on another device, those for CPUs on CUDA, and long ones everywhere, unless their suite
+    or one of them is asked for by name.
     """
     if suite != "all" and suite not in SUITES:
         raise UnknownSelection(f"unknown suite '{suite}': choose from {', '.join(SUITES)}, all")

@@ -35,11 +35,17 @@ class _Plan:
     __slots__ = ("addresses", "block", "packed", "vectors")
 
     def __init__(
-        self, stream: torch.dtype, packed: tuple[PackedWeight, ...], vectors: tuple[Tensor | None, ...], settings: BlockSettings
+        self,
+        stream: torch.dtype,
+        packed: tuple[PackedWeight, ...],
+        vectors: tuple[Tensor | None, ...],
+        settings: BlockSettings,
     ) -> None:
         self.packed = packed  # alive as long as C++ has their addresses
         self.addresses = _addresses(vectors)
-        described = [(a, 0 if v is None else DTYPE_NUMBERS[v.dtype]) for a, v in zip(self.addresses, vectors, strict=True)]
+        described = [
+            (a, 0 if v is None else DTYPE_NUMBERS[v.dtype]) for a, v in zip(self.addresses, vectors, strict=True)
+        ]
         linears = [
             (p.out, p.in_features, p.address, bias, p.originals) for p, bias in zip(packed, described[:4], strict=True)
         ]
@@ -72,7 +78,9 @@ def transformer_block(
     dtype = x.dtype
     if dtype not in DTYPE_NUMBERS or x.dim() != 2 or not x.is_cpu or not x.is_contiguous():
         return None
-    if not (cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int32 and cu_seqlens.dim() == 1 and cu_seqlens.is_contiguous()):
+    if not (
+        cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int32 and cu_seqlens.dim() == 1 and cu_seqlens.is_contiguous()
+    ):
         return None
     precision = settings.precision
     if precision == "fp32":
@@ -106,9 +114,7 @@ def transformer_block(
     return None  # somebody changes the weights while we pack them
 
 
-def _fits(
-    x: Tensor, matrices: tuple[Tensor, ...], vectors: tuple[Tensor | None, ...], settings: BlockSettings
-) -> bool:
+def _fits(x: Tensor, matrices: tuple[Tensor, ...], vectors: tuple[Tensor | None, ...], settings: BlockSettings) -> bool:
     """Whether all shapes, dtypes and layouts are those that the C++ block takes."""
     hidden = x.shape[1]
     qkv, out, up, down = matrices
@@ -118,7 +124,12 @@ def _fits(
     if min(hidden, intermediate, heads) < 1 or hidden % heads or settings.activation not in ACTIVATIONS:
         return False
     for matrix, shape in zip((qkv, out, up, down), expected, strict=True):
-        if tuple(matrix.shape) != shape or matrix.dtype not in DTYPE_NUMBERS or not matrix.is_cpu or not is_cacheable(matrix):
+        if (
+            tuple(matrix.shape) != shape
+            or matrix.dtype not in DTYPE_NUMBERS
+            or not matrix.is_cpu
+            or not is_cacheable(matrix)
+        ):
             return False
     lengths = (3 * hidden, hidden, intermediate, hidden, *[hidden] * 4)
     for vector, length in zip(vectors, lengths, strict=True):

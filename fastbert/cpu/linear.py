@@ -61,7 +61,13 @@ def linear_reduced(
 def _is_packed(x: Tensor, weight: Tensor) -> bool:
     # Another tensor may be new at every call (a cast, a slice), and packing costs more than a small product. Without vector
     # instructions of ours torch's product is the faster one.
-    return isinstance(weight, Parameter) and weight.dtype is x.dtype and x.dtype in _PRODUCT and is_cacheable(weight) and _C.isa() != "baseline"
+    return (
+        isinstance(weight, Parameter)
+        and weight.dtype is x.dtype
+        and x.dtype in _PRODUCT
+        and is_cacheable(weight)
+        and _C.isa() != "baseline"
+    )
 
 
 def multiply(

@@ -7,7 +7,7 @@ Shapes: ``x [total, hidden]``, ``cu_seqlens`` int32 ``[batch + 1]``, ``max_seqle
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from fastbert import functional as F
 from fastbert.nn.init import initialize
 from fastbert.nn.norm import LayerNorm
 from fastbert.ops.block import whole_block
-
 
 PRECISIONS: dict[str, str] = {
     "fp32": "everything in the parameters' dtype, sums in float32",
@@ -224,6 +223,14 @@ def transformer_block(
     )
 
 
+def _weight_and_bias(module: nn.Module) -> tuple[Any, Any]:
+    parameters = module._parameters  # past Module.__getattr__, which takes 0.6 µs; a parametrized weight is not there
+    try:
+        return parameters["weight"], parameters["bias"]
+    except KeyError:
+        return module.weight, module.bias
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with its output projection, each sequence of a packed batch on its own.
 
@@ -369,18 +376,12 @@ class TransformerBlock(nn.Module):
         """The parameters as ``transformer_block`` takes them."""
         attention, feed_forward = self.attention, self.feed_forward
         return BlockWeights(
-            attention.qkv.weight,
-            attention.qkv.bias,
-            attention.out.weight,
-            attention.out.bias,
-            self.attention_norm.weight,
-            self.attention_norm.bias,
-            feed_forward.up.weight,
-            feed_forward.up.bias,
-            feed_forward.down.weight,
-            feed_forward.down.bias,
-            self.feed_forward_norm.weight,
-            self.feed_forward_norm.bias,
+            *_weight_and_bias(attention.qkv),
+            *_weight_and_bias(attention.out),
+            *_weight_and_bias(self.attention_norm),
+            *_weight_and_bias(feed_forward.up),
+            *_weight_and_bias(feed_forward.down),
+            *_weight_and_bias(self.feed_forward_norm),
         )
 
     def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:

@@ -22,7 +22,9 @@ from fastbert.reference import wide_dtype
 
 ACTIVATIONS = tuple(reference.ACTIVATIONS)
 PRECISIONS = reference.PRECISIONS
-_PACKED = "parameters are packed once and read packed; other weights, and all where a gradient follows, go to torch's product"
+_PACKED = (
+    "parameters are packed once and read packed; other weights, and all where a gradient follows, go to torch's product"
+)
 
 
 def _fake_act(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, save_pre: bool) -> tuple[Tensor, Tensor]:

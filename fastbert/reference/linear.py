@@ -63,8 +63,8 @@ def quantize_rows(
 ) -> tuple[Tensor, Tensor]:
     """Integers of at most 127 in magnitude [..., width], and scales [..., 1]: x ≈ integers * scale, both float32.
 
-    Symmetric: scale = max|row| / 127, integer = round(x * (127 / max|row|)), ties to even, in float32. A row of zeros has scale 0, and
-    so has one so small that 127 / max|row| overflows. A row that is not finite has scale NaN.
+    Symmetric: scale = max|row| / 127, integer = round(x * (127 / max|row|)), ties to even, in float32. A row of zeros has scale
+    0, and so has one so small that 127 / max|row| overflows. A row that is not finite has scale NaN.
     """
     x = x.float()
     largest = x.abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros((*x.shape[:-1], 1))
