@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
 RESULT ?= build/bench.json
 
-.PHONY: bench test lint types unit format install extension wheel sdist aot gpu clean
+.PHONY: bench test lint types unit format install extension wheel sdist aot gpu sanitize clean
 
 bench: install $(VENV)/.peers
 	@mkdir -p $(dir $(RESULT))
@@ -41,6 +41,13 @@ gpu: install
 	$(BIN)/pytest -m gpu $(PYTEST_ARGS)
 	@mkdir -p build
 	$(BIN)/fastbert bench --json build/bench-gpu.json $(BENCH_ARGS)
+
+# The C++ code under AddressSanitizer and UndefinedBehaviorSanitizer, run by the tests of the CPU kernels.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1
+sanitize: install
+	CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitized
+	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	$(BIN)/python -m tests.sanitized build/sanitized tests/test_cpu_*.py $(PYTEST_ARGS)
 
 wheel: $(VENV)/.installed
 	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .

@@ -107,6 +107,9 @@ class NinjaBuildExt(build_ext):
             ) from error
 
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
+        if any(flag.startswith("-fsanitize") for flag in user_flags):
+            tag += "-sanitized"  # beside the usual objects, which stay
         folder = ROOT / "build" / f"extension-{tag}"
         folder.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -115,7 +118,6 @@ class NinjaBuildExt(build_ext):
         openmp = ["-fopenmp"] if compiles(self.cxx, ["-fopenmp"]) else []
         if not openmp:
             print(f"{shlex.join(self.cxx)} has no -fopenmp: the extension will use one thread", file=sys.stderr)
-        user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
         user_link_flags = shlex.split(os.environ.get("LDFLAGS", ""))
         shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
         includes = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]

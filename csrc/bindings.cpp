@@ -246,6 +246,48 @@ int run_block_binding(const Block& b, int64_t rows, uintptr_t x, uintptr_t cu_se
     return static_cast<int>(run_block(b, call, threads));
 }
 
+// Queries [batch, seq_q, heads, head_dim] over caches [batch, capacity, kv_heads, head_dim]: dense attention, causal
+// from the last query and key of each sequence on.
+void attention_decode_binding(int dtype, const py::tuple& shape, uintptr_t q, const py::tuple& q_strides, uintptr_t k,
+                              const py::tuple& k_strides, uintptr_t v, const py::tuple& v_strides, uintptr_t lengths,
+                              uintptr_t slopes, int64_t slopes_batch, double scale, int64_t left, uintptr_t out,
+                              uintptr_t lse, int threads) {
+    Attention a = {};
+    const auto size = [&](size_t i) { return shape[i].cast<int64_t>(); };
+    a.batch = size(0);
+    a.heads = size(1);
+    a.kv_heads = size(2);
+    a.seq_q = size(3);
+    a.seq_k = size(4);
+    a.head_dim = size(5);
+    a.value_dim = size(6);
+    const auto tokens_first = [](uintptr_t address, const py::tuple& strides) {
+        AttentionOperand operand_of_heads = operand(address, strides);
+        std::swap(operand_of_heads.head, operand_of_heads.token);
+        return operand_of_heads;
+    };
+    a.q = tokens_first(q, q_strides);
+    a.k = tokens_first(k, k_strides);
+    a.v = tokens_first(v, v_strides);
+    a.lengths_k = pointer<int32_t>(lengths);
+    a.slopes = pointer<float>(slopes);
+    a.slopes_batch = slopes_batch;
+    a.slopes_head = 1;
+    a.scale = static_cast<float>(scale);
+    a.left = left;
+    a.right = 0;
+    a.bottom_right = true;
+    a.out = pointer<void>(out);
+    a.out_head = a.value_dim;
+    a.out_token = a.heads * a.value_dim;
+    a.out_batch = a.seq_q * a.out_token;
+    a.lse = pointer<float>(lse);
+    a.lse_head = a.seq_q;
+    a.lse_batch = a.heads * a.seq_q;
+    const py::gil_scoped_release unlocked;
+    attention(static_cast<Dtype>(dtype), a, threads);
+}
+
 std::vector<uint32_t> philox_binding(int64_t seed, int64_t offset, int64_t count) {
     if (offset < 0 || offset % 4 != 0 || count < 0) {
         throw std::invalid_argument("offset must be a multiple of 4 and not negative, and count not negative");
@@ -283,7 +325,8 @@ PYBIND11_MODULE(_C, m) {
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
     m.def("layer_norm", &layer_norm_binding, unlocked);
     m.def("add_layer_norm", &add_layer_norm_binding, unlocked);
-    m.def("attention", &attention_binding);  // it reads tuples, then releases the lock itself
+    m.def("attention", &attention_binding);  // these read tuples, then release the lock themselves
+    m.def("attention_decode", &attention_decode_binding);
     m.def("add_layer_norm_backward", &add_layer_norm_backward_binding, unlocked);
     m.def("linear_packed_bytes", [](int precision, int64_t out, int64_t in) {
         return linear_packed_bytes(static_cast<Precision>(precision), out, in);

@@ -176,6 +176,24 @@ class Block:
         norms: list[_Vector],
         /,
     ) -> None: ...
-    def run(
-        self, rows: int, x: int, cu_seqlens: int, batch: int, max_seqlen: int, y: int, threads: int, /
-    ) -> int: ...
+    def run(self, rows: int, x: int, cu_seqlens: int, batch: int, max_seqlen: int, y: int, threads: int, /) -> int: ...
+
+def attention_decode(
+    dtype: int,
+    shape: tuple[int, ...],  # batch, heads, kv_heads, seq_q, capacity, head_dim, value_dim
+    q: int,
+    q_strides: tuple[int, ...],  # [batch, token, head, element]
+    k: int,
+    k_strides: tuple[int, ...],
+    v: int,
+    v_strides: tuple[int, ...],
+    lengths: int,
+    slopes: int,
+    slopes_batch: int,
+    scale: float,
+    left: int,
+    out: int,
+    lse: int,
+    threads: int,
+    /,
+) -> None: ...

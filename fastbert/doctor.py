@@ -156,7 +156,7 @@ def _print_backends(console: Console, report: dict[str, Any]) -> None:
         )
         table.add_column("operation", no_wrap=True)
         for dtype in dtypes:
-            table.add_column(_SHORT.get(dtype, dtype), no_wrap=True)
+            table.add_column(_SHORT.get(dtype, dtype))
         for operation in dict.fromkeys(each["operation"] for each in here):
             row: list[str | Text] = [operation]
             for dtype in dtypes:

@@ -112,9 +112,16 @@ def test_attention_counts_visible_pairs_of_real_tokens():
     assert attention.Problem(64, 16, "full", True, 256, 32).flops() == full.flops() * 5 // 2
 
 
-def test_the_attention_suite_is_for_gpus():
+def test_attention_cases_are_for_gpus_or_for_cpus():
     with pytest.raises(CaseUnavailable, match="needs a CUDA device"):
         CASES["attention/forward/d64-full-S128-bf16"].prepare(Settings())
+    with pytest.raises(CaseUnavailable, match="needs the CPU"):
+        CASES["attention/cpu/d64-full-S128-bf16"].prepare(Settings(device="cuda"))
+    for pattern in ("full", "causal", "half"):
+        for dtype in ("fp32", "bf16"):
+            case = CASES[f"attention/cpu/d64-{pattern}-S128-{dtype}"]
+            checks = case.prepare(Settings()).check()
+            assert set(checks) == set(case.contenders) and all(check.passed for check in checks.values()), checks
     assert not any(case.cuda_only for case in select(all_cases()))
     assert any(case.cuda_only for case in select(all_cases(), device="cuda"))
     assert any(case.cuda_only for case in select(all_cases(), suite="attention"))

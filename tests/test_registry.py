@@ -12,7 +12,7 @@ import fastbert
 from fastbert.ops import _registry
 from fastbert.ops._registry import OPERATIONS, Operation
 from tests.numerics import assert_close_to_exact
-from tests.samples import SAMPLES, all_samples
+from tests.samples import SAMPLES, all_samples, cu_seqlens
 
 FP32 = all_samples(torch.float32)
 IDS = [f"{name}-{case}" for name, case, _ in FP32]
@@ -95,7 +95,7 @@ def test_use_reference_reaches_every_thread_and_ends_with_the_block():
             pass
         seen.append(answer())
     assert [s.implementation for s in seen] == ["reference", "reference"]
-    assert answer().implementation == "torch SDPA"
+    assert answer().implementation.startswith("C++ (")
 
 
 def test_backends_cover_every_operation_device_and_dtype():
@@ -144,7 +144,25 @@ OUT_OF_BOUNDS = {
     "backward-stats": lambda o: o.layer_norm_backward(X, X, STATS[:2], STATS, None, [True] * 3),
     "backward-stats-dtype": lambda o: o.layer_norm_backward(X, X, STATS.to(torch.int8), STATS, None, [True] * 3),
     "backward-grad": lambda o: o.layer_norm_backward(X[:2], X, STATS, STATS, None, [True] * 3),
+    "attention-keys": lambda o: _attention(o, HEADS[None], HEADS[None, :3]),
+    "attention-values": lambda o: _attention(o, HEADS[None], HEADS[None], HEADS[None, :, :1]),
+    "attention-head_dim": lambda o: _attention(o, HEADS[None], HEADS[None, ..., :4]),
+    "attention-mask": lambda o: _attention(o, HEADS[None], HEADS[None], attn_mask=torch.ones(3, 2)),
+    "attention-padding": lambda o: _attention(o, HEADS[None], HEADS[None], key_padding_mask=torch.ones(2, 2) > 0),
+    "attention-slopes": lambda o: _attention(o, HEADS[None], HEADS[None], alibi_slopes=torch.ones(1, 2)),
+    "attention-boundaries": lambda o: _attention(o, HEADS, HEADS, cu_q=cu_seqlens(4), cu_k=cu_seqlens(2, 2)),
+    "attention-packed-values": lambda o: _attention(
+        o, HEADS, HEADS, HEADS[:3], cu_q=cu_seqlens(4), cu_k=cu_seqlens(4), longest=4
+    ),
+    "decode-lengths": lambda o: o.attention_decode(HEADS[None], HEADS[None], HEADS[None], STATS.int(), None, 1.0, -1),
 }
+
+
+def _attention(
+    o, q, k, v=None, cu_q=None, cu_k=None, longest=0, attn_mask=None, key_padding_mask=None, alibi_slopes=None
+):
+    masks = (cu_q, cu_k, longest, longest, attn_mask, key_padding_mask, alibi_slopes)
+    return o.attention(q, k, k if v is None else v, *masks, 1.0, -1, -1, False, 0.0, None, 0, False)
 
 
 @pytest.mark.parametrize("name", OUT_OF_BOUNDS)

@@ -15,9 +15,9 @@ FASTBERT_DISPATCH(AttentionKernels, attention_kernels)
 namespace {
 
 // Work is counted in pairs of a query and a key, times head_dim + value_dim.
-constexpr int64_t kLeastChunk = 1 << 17;   // below, another thread costs more than it saves
-constexpr int64_t kChunksPerThread = 24;   // the last ones to run leave no thread idle for long
-constexpr int64_t kTileKeys = 24;          // a tile's own work, as keys
+constexpr int64_t kLeastChunk = 1 << 17;  // below, another thread costs more than it saves
+constexpr int64_t kShares = 4;            // a chunk is a thread's part of what is left, divided by this
+constexpr int64_t kTileKeys = 24;         // a tile's own work, as keys
 
 struct Position {
     int64_t sequence, head, query;
@@ -55,17 +55,21 @@ void attention(Dtype dtype, Attention a, int threads) {
         total += a.heads * head;
     }
     if (total == 0) return;
+    static const float nothing = 0.0f;  // no keys have no address to count from
+    if (!a.k.data) a.k = {&nothing, 0, 0, 0, 1};
+    if (!a.v.data) a.v = {&nothing, 0, 0, 0, 1};
 
-    // Chunks of tiles of about the same cost, which the threads take one after another.
-    const int64_t chunk_cost = std::max(kLeastChunk, total / (kChunksPerThread * std::max(threads, 1)));
+    // Chunks of consecutive tiles, which the threads take one after another. The later, the smaller: long runs spare
+    // packing, and at the end no thread is idle for long.
     std::vector<Position> starts;
-    int64_t filled = chunk_cost;
+    int64_t left = total, chunk_left = 0;
     for_tiles(a, tile, [&](const Position& position, int64_t cost) {
-        if (filled >= chunk_cost) {
+        if (chunk_left <= 0) {
             starts.push_back(position);
-            filled = 0;
+            chunk_left = std::max(kLeastChunk, left / (kShares * std::max(threads, 1)));
         }
-        filled += cost;
+        chunk_left -= cost;
+        left -= cost;
     });
     const int64_t chunks = static_cast<int64_t>(starts.size());
     starts.push_back({a.batch, 0, 0});
@@ -82,13 +86,15 @@ void attention(Dtype dtype, Attention a, int threads) {
         Panels panels = {-1, -1};
         for (int64_t chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
             const Position end = starts[chunk + 1];
-            for (Position at = starts[chunk]; at.sequence < end.sequence || at.head < end.head || at.query < end.query;) {
+            for (Position at = starts[chunk];
+                 at.sequence < end.sequence || at.head < end.head || at.query < end.query;) {
                 const Sequence s = sequence_of(a, at.sequence);
                 const bool last = at.sequence == end.sequence && at.head == end.head;
                 const int64_t queries = last ? end.query : s.seq_q;
                 if (at.query < queries) forward(a, s, at.head, at.query, queries, workspace, panels);
-                at = last ? end : at.head + 1 < a.heads ? Position{at.sequence, at.head + 1, 0}
-                                                        : Position{at.sequence + 1, 0, 0};
+                at = last                    ? end
+                     : at.head + 1 < a.heads ? Position{at.sequence, at.head + 1, 0}
+                                             : Position{at.sequence + 1, 0, 0};
             }
         }
     });

@@ -19,9 +19,10 @@ enum MaskKind : int { kNoMask = 0, kBooleanMask = 1, kAdditiveMask = 2 };
 // seq_q and seq_k are the lengths of dense sequences; of packed ones, whose boundaries are cu_seqlens, the longest.
 struct Attention {
     int64_t batch, heads, kv_heads, head_dim, value_dim, seq_q, seq_k;
-    int64_t longest_k;  // of all sequences; attention() finds it
+    int64_t longest_k;            // of all sequences; attention() finds it
     const int32_t* cu_seqlens_q;  // [batch + 1]; null: dense
     const int32_t* cu_seqlens_k;
+    const int32_t* lengths_k;  // [batch]: keys of each dense sequence, at most seq_k; null: seq_k of all
     AttentionOperand q, k, v;
     void* out;  // its element stride is 1
     int64_t out_batch, out_head, out_token;
@@ -49,7 +50,7 @@ struct Sequence {
 };
 
 static inline Sequence sequence_of(const Attention& a, int64_t b) {
-    if (!a.cu_seqlens_q) return {b, 0, 0, a.seq_q, a.seq_k};
+    if (!a.cu_seqlens_q) return {b, 0, 0, a.seq_q, a.lengths_k ? a.lengths_k[b] : a.seq_k};
     return {b, a.cu_seqlens_q[b], a.cu_seqlens_k[b], a.cu_seqlens_q[b + 1] - a.cu_seqlens_q[b],
             a.cu_seqlens_k[b + 1] - a.cu_seqlens_k[b]};
 }

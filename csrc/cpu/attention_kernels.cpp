@@ -66,7 +66,7 @@ FASTBERT_INLINE Workspace divide(const Attention& a, char* memory) {
     float* parts[6];
     int64_t offset = 0;
     for (int i = 0; i < 6; ++i) {
-        parts[i] = (float*)(memory + offset);
+        parts[i] = (float*)((uintptr_t)memory + (uintptr_t)offset);
         offset += sizes[i];
     }
     return {parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], offset};
@@ -77,6 +77,15 @@ struct KeyMask {
     const uint8_t* at;  // null: hides nothing
     int64_t stride;
     FASTBERT_INLINE_MEMBER bool visible(int64_t key) const { return !at || at[key * stride] != 0; }
+};
+
+// Rows that are read soon, where they lie in the caller's tensors; or null.
+struct Upcoming {
+    const char* queries;  // of the next tile
+    const char* keys;     // the key that will be scored with, or packed after, the one scored now
+    int64_t key_bytes;
+    const char* values;
+    int64_t value_bytes;
 };
 
 // What a tile needs to know of its call, in the units that it computes in: a logit is `unit` times a score.
@@ -91,6 +100,7 @@ struct Tile {
     bool natural;  // scores are scaled and biased logits, else plain products
     float scale;   // its sign is in the queries
     float unit;
+    Upcoming upcoming;
     uint64_t dropout_row;  // index of the first query's row of the random stream, divided by 4
 };
 
@@ -120,15 +130,16 @@ FASTBERT_INLINE vfloat load_mask(const uint8_t* at, int64_t stride, int count) {
 
 // A mask [count, keys], transposed: [keys, V vectors]. Lanes behind `count` are 0.
 template <int V, class M>
-static void transpose_mask(const M* mask, int64_t q_stride, int64_t k_stride, int count, int keys, float* out) {
+static __attribute__((noinline)) void transpose_mask(const M* mask, int64_t q_stride, int64_t k_stride, int count,
+                                                     int keys, float* out) {
     for (int v = 0; v < V; ++v) {
         for (int key = 0; key < keys; key += kLanes) {
             const int wanted = lanes_of(keys - key);
             vfloat rows[kLanes];
             for (int i = 0; i < kLanes; ++i) {
                 const int query = v * kLanes + i;
-                rows[i] = query < count ? load_mask(mask + query * q_stride + key * k_stride, k_stride, wanted)
-                                        : vfloat{};
+                rows[i] =
+                    query < count ? load_mask(mask + query * q_stride + key * k_stride, k_stride, wanted) : vfloat{};
             }
             transpose(rows);
             for (int i = 0; i < wanted; ++i) store(out + ((key + i) * V + v) * kLanes, rows[i]);
@@ -138,8 +149,8 @@ static void transpose_mask(const M* mask, int64_t q_stride, int64_t k_stride, in
 
 // Scores of the keys [begin, begin + count) with biases and masks; `top` becomes their maximum.
 template <int V>
-static void mask_scores(const Attention& a, const Tile& t, int64_t begin, int count, float* scores, float* extra,
-                        vfloat (&top)[V]) {
+static __attribute__((noinline)) void mask_scores(const Attention& a, const Tile& t, int64_t begin, int count,
+                                                  float* scores, float* extra, vfloat (&top)[V]) {
     if (t.mask && a.mask_kind == kAdditiveMask) {
         const float* mask = (const float*)t.mask + begin * a.mask_k;
         transpose_mask<V>(mask, a.mask_q, a.mask_k, t.count, count, extra);
@@ -159,7 +170,8 @@ static void mask_scores(const Attention& a, const Tile& t, int64_t begin, int co
             const vint distance = (int32_t)key - (row + v * kLanes);
             vfloat s = load(scores + at);
             if (t.natural) s = s * t.scale;
-            if (t.has_slope) s = s - splat(t.slope) * __builtin_convertvector(distance < 0 ? -distance : distance, vfloat);
+            if (t.has_slope)
+                s = s - splat(t.slope) * __builtin_convertvector(distance < 0 ? -distance : distance, vfloat);
             if (t.mask && a.mask_kind == kAdditiveMask) s = s + load(extra + at);
             if (t.mask && a.mask_kind == kBooleanMask) s = select((vint)load(extra + at), s, hidden);
             s = select((distance > (int32_t)t.right) | (distance < (int32_t)-t.left), hidden, s);
@@ -173,8 +185,8 @@ static void mask_scores(const Attention& a, const Tile& t, int64_t begin, int co
 
 // Factors of dropout for the keys [begin, begin + count): [keys, V vectors].
 template <int V>
-static void draw_dropout(const Dropout& dropout, uint64_t first_row, int64_t row_groups, int64_t begin, int count,
-                         float* factors) {
+static __attribute__((noinline)) void draw_dropout(const Dropout& dropout, uint64_t first_row, int64_t row_groups,
+                                                   int64_t begin, int count, float* factors) {
     vlong even, odd;  // rows of the even lanes, and of the odd ones: so their words are joined without a shuffle
     for (int i = 0; i < kLanes / 2; ++i) {
         even[i] = (uint64_t)(2 * i) * (uint64_t)row_groups;
@@ -205,8 +217,8 @@ FASTBERT_INLINE vfloat weight_of(const float* score, const vfloat& maximum, vflo
 
 // Scores become weights 2^((score - maximum) * unit), which `sum` takes; then dropout's factors, where there are.
 template <int V>
-static void weigh(Floats, float* scores, int count, const vfloat (&maximum)[V], float unit, const float* factors,
-                  vfloat (&sum)[V]) {
+static __attribute__((noinline)) void weigh(Floats, float* scores, int count, const vfloat (&maximum)[V], float unit,
+                                            const float* factors, vfloat (&sum)[V]) {
     const vfloat u = splat(unit);
     vfloat total[V] = {};
     for (int i = 0; i < count; ++i) {
@@ -222,8 +234,8 @@ static void weigh(Floats, float* scores, int count, const vfloat (&maximum)[V], 
 #if defined(__AVX512BF16__)
 // The weights of two keys become one row of pairs.
 template <int V>
-static void weigh(Pairs, float* scores, int count, const vfloat (&maximum)[V], float unit, const float* factors,
-                  vfloat (&sum)[V]) {
+static __attribute__((noinline)) void weigh(Pairs, float* scores, int count, const vfloat (&maximum)[V], float unit,
+                                            const float* factors, vfloat (&sum)[V]) {
     const vfloat u = splat(unit);
     vfloat total[V] = {};
     int i = 0;
@@ -261,6 +273,7 @@ static void forward_tile(const Attention& a, const Sequence& s, int64_t head, co
     transpose_queries<Product, V>(q, a.q.token, a.q.element, t.count, a.head_dim, a.scale < 0 ? Product::kSign : 0u,
                                   w.queries);
 
+    T* const out = (T*)a.out + s.index * a.out_batch + head * a.out_head + (s.first_q + t.first) * a.out_token;
     vfloat maxima[V], sums[V] = {}, decay[V];
     for (int v = 0; v < V; ++v) maxima[v] = splat(-kInfinity);
     vint is_nan[V] = {};
@@ -282,8 +295,21 @@ static void forward_tile(const Attention& a, const Sequence& s, int64_t head, co
         all &= begin + count - 1 <= t.first + t.shift + t.right && begin >= last_row - t.left;
 
         vfloat top[V];
-        score_block<Product, V>(w.queries, rows.keys + begin * rows.key_bytes, rows.key_bytes, steps, count, w.scores,
-                                top);
+        const char* const values = rows.values + begin / Product::kElements * rows.value_bytes;
+        const char* const keys = rows.keys + begin * rows.key_bytes;
+        const bool last = begin + count == range.end;
+        const Upcoming& next = t.upcoming;
+        Ahead ahead[4] = {
+            {next.keys ? next.keys + begin * next.key_bytes : nullptr, next.key_bytes, a.head_dim * (int64_t)sizeof(T),
+             kKeysAtOnce, next.keys ? kKeyBlock : 0, false},
+            {next.values ? next.values + begin * next.value_bytes : nullptr, next.value_bytes,
+             a.value_dim * (int64_t)sizeof(T), kKeysAtOnce, next.values ? kKeyBlock : 0, false},
+            {next.queries, a.q.token * (int64_t)sizeof(T), a.head_dim * (int64_t)sizeof(T), kKeysAtOnce,
+             last ? kTile : 0, false},
+            {(const char*)out, a.out_token * (int64_t)sizeof(T), a.value_dim * (int64_t)sizeof(T), kKeysAtOnce,
+             last ? t.count : 0, true},
+        };
+        score_block<Product, V>(w.queries, keys, rows.key_bytes, steps, count, ahead, w.scores, top);
         if (!all || t.natural || t.mask) mask_scores<V>(a, t, begin, count, w.scores, w.extra, top);
 
         vfloat finite[V];  // where nothing is seen yet the maximum counts as 0: minus infinity from it is no number
@@ -292,13 +318,14 @@ static void forward_tile(const Attention& a, const Sequence& s, int64_t head, co
             maxima[v] = maximum(top[v], before);
             finite[v] = select(maxima[v] == splat(-kInfinity), vfloat{}, maxima[v]);
             decay[v] = exp2((before - finite[v]) * splat(t.unit));
-            sums[v] = sums[v] * decay[v];
             if (any(maxima[v] == splat(kInfinity))) {
+                is_nan[v] |= (before < splat(kInfinity)) & (sums[v] != sums[v]);
                 for (int i = 0; i < count; ++i) {
                     const vfloat score = load(w.scores + (i * V + v) * kLanes);
                     is_nan[v] |= score != score;
                 }
             }
+            sums[v] = sums[v] * decay[v];
         }
         const float* factors = nullptr;
         if (a.dropout.on) {
@@ -308,8 +335,8 @@ static void forward_tile(const Attention& a, const Sequence& s, int64_t head, co
         vfloat sum[V];
         weigh<V>(Product{}, w.scores, count, finite, t.unit, factors, sum);
         for (int v = 0; v < V; ++v) sums[v] += sum[v];
-        add_value_block<Product, V>(w.scores, rows.values + begin / Product::kElements * rows.value_bytes,
-                                    rows.value_bytes, steps_of<Product>(count), a.value_dim, first, decay, w.out);
+        add_value_block<Product, V>(w.scores, values, rows.value_bytes, steps_of<Product>(count), a.value_dim, first,
+                                    decay, w.out);
         first = false;
     }
 
@@ -318,7 +345,6 @@ static void forward_tile(const Attention& a, const Sequence& s, int64_t head, co
     if (first) {
         for (int64_t i = 0; i < a.value_dim * V; ++i) store(w.out + i * kLanes, vfloat{});
     }
-    T* out = (T*)a.out + s.index * a.out_batch + head * a.out_head + (s.first_q + t.first) * a.out_token;
     transpose_out<V>(w.out, factor, t.count, a.value_dim, out, a.out_token);
     if (!a.lse) return;
     float* lse = a.lse + s.index * a.lse_batch + head * a.lse_head + s.first_q + t.first;
@@ -353,6 +379,32 @@ static void pack(const Attention& a, const Sequence& s, int64_t head, const Work
     }
 }
 
+// What a product reads from the caller's tensor comes as it is scored, what is packed before: with the last tile of the
+// head before.
+template <class Product, class T>
+static Upcoming upcoming(const Attention& a, const Sequence& s, int64_t head, int64_t first, bool last) {
+    constexpr Dtype dtype = sizeof(T) == 4 ? kFloat32 : kBfloat16;
+    const T* q = (const T*)a.q.data + s.index * a.q.batch + head * a.q.head + (s.first_q + first) * a.q.token;
+    const int64_t group = a.heads / a.kv_heads, kv_head = head / group;
+    const T* k = (const T*)a.k.data + s.index * a.k.batch + kv_head * a.k.head + s.first_k * a.k.token;
+    const T* v = (const T*)a.v.data + s.index * a.v.batch + kv_head * a.v.head + s.first_k * a.v.token;
+    const bool next_head = last && head + 1 < a.heads;
+    const bool next_panel = next_head && (head + 1) % group == 0;
+    Upcoming u = {nullptr, nullptr, a.k.token * (int64_t)sizeof(T), nullptr, a.v.token * (int64_t)sizeof(T)};
+    u.queries = (const char*)(last ? q - first * a.q.token + (next_head ? a.q.head : 0) : q + kTile * a.q.token);
+    if (!has_key_panel(Product{}, dtype, a)) {
+        u.keys = (const char*)(k + kKeysAtOnce * a.k.token);
+    } else if (next_panel) {
+        u.keys = (const char*)(k + a.k.head);
+    }
+    if (!has_value_panel(Product{}, dtype, a)) {
+        u.values = (const char*)v;
+    } else if (next_panel) {
+        u.values = (const char*)(v + a.v.head);
+    }
+    return u;
+}
+
 template <class Product, class T>
 static void forward(const Attention& a, const Sequence& s, int64_t head, int64_t begin, int64_t end, char* memory,
                     Panels& panels) {
@@ -384,6 +436,8 @@ static void forward(const Attention& a, const Sequence& s, int64_t head, int64_t
         }
         const uint64_t row = (uint64_t)((s.index * a.heads + head) * a.seq_q + t.first);
         t.dropout_row = a.dropout.offset / 4 + row * (uint64_t)((a.seq_k + 3) / 4);
+        const bool last = t.first + kTile >= end;
+        t.upcoming = upcoming<Product, T>(a, s, head, t.first, last);
         switch ((t.count + kLanes - 1) / kLanes) {
             case 1:
                 forward_tile<Product, T, 1>(a, s, head, t, rows, w);

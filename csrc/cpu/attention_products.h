@@ -37,7 +37,7 @@ struct Pairs {
     static constexpr int kElements = 2;
     static constexpr uint32_t kSign = 0x80008000u;
     FASTBERT_INLINE_MEMBER static vfloat step(vfloat lanes, const char* at, vfloat sum) {
-        const vuint pair = splat((uint32_t) * (const word_at*)at);
+        const vuint pair = splat((uint32_t)*(const word_at*)at);
         return (vfloat)_mm512_dpbf16_ps((__m512)sum, (__m512bh)lanes, (__m512bh)pair);
     }
 };
@@ -69,46 +69,85 @@ FASTBERT_INLINE void accumulate(const float* lanes, const char* elements, int64_
     }
 }
 
+// Rows that will be needed soon, apart in memory, which no hardware foresees. Some are asked for with each group of
+// keys, a cache line of each with each line of the keys: more at once would keep the loads waiting.
+struct Ahead {
+    const char* rows;
+    int64_t row_bytes, bytes;
+    int group;  // rows asked for with a group of keys
+    int left;
+    bool write;
+
+    FASTBERT_INLINE_MEMBER void ask(int64_t at) const {
+        if (at >= bytes) return;
+        for (int i = 0; i < group && i < left; ++i) {
+            if (write) {
+                __builtin_prefetch(rows + i * row_bytes + at, 1);
+            } else {
+                __builtin_prefetch(rows + i * row_bytes + at, 0);
+            }
+        }
+    }
+    FASTBERT_INLINE_MEMBER void advance() {
+        left -= group;
+        rows += group * row_bytes;
+    }
+};
+
+constexpr int64_t kLineSteps = 16;
+constexpr int64_t kChainSteps = 64;  // longer sums are sums of sums: less is rounded away
+
 // Logits of N keys: [N, V vectors]. `top` takes their maximum.
 template <class Product, int V, int N>
-FASTBERT_INLINE void score(const float* queries, const char* keys, int64_t row_bytes, int64_t steps, float* scores,
-                           vfloat (&top)[V]) {
-    vfloat sum[N][V] = {};
-    accumulate<Product, V, N>(queries, keys, row_bytes, 4, steps, sum);
+FASTBERT_INLINE void score(const float* queries, const char* keys, int64_t row_bytes, int64_t steps,
+                           const Ahead (&ahead)[4], float* scores, vfloat (&top)[V]) {
+    for (int64_t chain = 0; chain < steps; chain += kChainSteps) {
+        const int64_t end = chain + kChainSteps < steps ? chain + kChainSteps : steps;
+        vfloat sum[N][V] = {};
+        for (int64_t step = chain; step < end; step += kLineSteps) {
+            for (int i = 0; i < 4; ++i) ahead[i].ask(step * 4);
+            accumulate<Product, V, N>(queries + step * V * kLanes, keys + step * 4, row_bytes, 4,
+                                      step + kLineSteps < end ? kLineSteps : end - step, sum);
+        }
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) {
+        for (int n = 0; n < N; ++n) {
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) {
-            store(scores + (n * V + v) * kLanes, sum[n][v]);
-            top[v] = maximum(sum[n][v], top[v]);
+            for (int v = 0; v < V; ++v) {
+                float* const at = scores + (n * V + v) * kLanes;
+                if (chain) sum[n][v] = sum[n][v] + load(at);
+                store(at, sum[n][v]);
+                if (end == steps) top[v] = maximum(sum[n][v], top[v]);
+            }
         }
     }
 }
 
 template <class Product, int V, int N>
 FASTBERT_INLINE void score_rest(const float* queries, const char* keys, int64_t row_bytes, int64_t steps, int count,
-                                float* scores, vfloat (&top)[V]) {
+                                const Ahead (&ahead)[4], float* scores, vfloat (&top)[V]) {
     if constexpr (N > 0) {
         if (count == N) {
-            score<Product, V, N>(queries, keys, row_bytes, steps, scores, top);
+            score<Product, V, N>(queries, keys, row_bytes, steps, ahead, scores, top);
         } else {
-            score_rest<Product, V, N - 1>(queries, keys, row_bytes, steps, count, scores, top);
+            score_rest<Product, V, N - 1>(queries, keys, row_bytes, steps, count, ahead, scores, top);
         }
     }
 }
 
 // Logits [count, V vectors] of queries [steps, V vectors] and `count` keys.
 template <class Product, int V>
-static void score_block(const float* queries, const char* keys, int64_t row_bytes, int64_t steps, int count,
-                        float* scores, vfloat (&top)[V]) {
+static __attribute__((noinline)) void score_block(const float* queries, const char* keys, int64_t row_bytes,
+                                                  int64_t steps, int count, Ahead (&ahead)[4], float* scores,
+                                                  vfloat (&top)[V]) {
     vfloat most[V];
     for (int v = 0; v < V; ++v) most[v] = splat(-__builtin_inff());
     for (; count >= kKeysAtOnce; count -= kKeysAtOnce) {
-        score<Product, V, kKeysAtOnce>(queries, keys, row_bytes, steps, scores, most);
+        score<Product, V, kKeysAtOnce>(queries, keys, row_bytes, steps, ahead, scores, most);
+        for (int i = 0; i < 4; ++i) ahead[i].advance();
         keys += kKeysAtOnce * row_bytes;
         scores += kKeysAtOnce * V * kLanes;
     }
-    score_rest<Product, V, kKeysAtOnce - 1>(queries, keys, row_bytes, steps, count, scores, most);
+    score_rest<Product, V, kKeysAtOnce - 1>(queries, keys, row_bytes, steps, count, ahead, scores, most);
     for (int v = 0; v < V; ++v) top[v] = most[v];
 }
 
@@ -117,18 +156,14 @@ template <class Product, int V, int N>
 FASTBERT_INLINE void add_values(const float* weights, const char* values, int64_t row_bytes, int64_t steps, bool first,
                                 const vfloat (&decay)[V], float* out) {
     vfloat sum[N][V] = {};
-    if (!first) {
-#pragma GCC unroll 16
-        for (int n = 0; n < N; ++n) {
-#pragma GCC unroll 8
-            for (int v = 0; v < V; ++v) sum[n][v] = load(out + (n * V + v) * kLanes) * decay[v];
-        }
-    }
     accumulate<Product, V, N>(weights, values, 4, row_bytes, steps, sum);
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) store(out + (n * V + v) * kLanes, sum[n][v]);
+        for (int v = 0; v < V; ++v) {
+            float* const at = out + (n * V + v) * kLanes;
+            store(at, first ? sum[n][v] : fma(load(at), decay[v], sum[n][v]));
+        }
     }
 }
 
@@ -146,8 +181,9 @@ FASTBERT_INLINE void add_values_rest(const float* weights, const char* values, i
 
 // out [value_dim, V vectors] = out * decay + Σ weights [steps, V vectors] * values [steps, value_dim].
 template <class Product, int V>
-static void add_value_block(const float* weights, const char* values, int64_t row_bytes, int64_t steps,
-                            int64_t value_dim, bool first, const vfloat (&decay)[V], float* out) {
+static __attribute__((noinline)) void add_value_block(const float* weights, const char* values, int64_t row_bytes,
+                                                      int64_t steps, int64_t value_dim, bool first,
+                                                      const vfloat (&decay)[V], float* out) {
     for (; value_dim >= kValuesAtOnce; value_dim -= kValuesAtOnce) {
         add_values<Product, V, kValuesAtOnce>(weights, values, row_bytes, steps, first, decay, out);
         values += kValuesAtOnce * 4;
@@ -200,8 +236,8 @@ FASTBERT_INLINE int lanes_of(int64_t left) {
 
 // Queries [count, width], transposed: [steps, V vectors], with the bits of `sign` turned. Lanes behind `count` are 0.
 template <class Product, int V, class T>
-static void transpose_queries(const T* queries, int64_t token, int64_t element, int count, int64_t width, uint32_t sign,
-                              float* out) {
+static __attribute__((noinline)) void transpose_queries(const T* queries, int64_t token, int64_t element, int count,
+                                                        int64_t width, uint32_t sign, float* out) {
     const int64_t steps = steps_of<Product>(width);
     for (int v = 0; v < V; ++v) {
         for (int64_t step = 0; step < steps; step += kLanes) {
@@ -223,35 +259,41 @@ static void transpose_queries(const T* queries, int64_t token, int64_t element, 
 
 // Rows of keys: [rows, steps].
 template <class Product, class T>
-static void pack_keys(const T* keys, int64_t token, int64_t element, int64_t rows, int64_t width, float* out) {
+static __attribute__((noinline)) void pack_keys(const T* keys, int64_t token, int64_t element, int64_t rows,
+                                                int64_t width, float* out) {
     const int64_t steps = steps_of<Product>(width);
     for (int64_t row = 0; row < rows; ++row, out += steps) {
         for (int64_t step = 0; step < steps; step += kLanes) {
             const int count = lanes_of(steps - step);
-            store_part(
-                out + step,
-                load_steps(Product{}, keys + row * token, element, step * Product::kElements, width, count), count);
+            store_part(out + step,
+                       load_steps(Product{}, keys + row * token, element, step * Product::kElements, width, count),
+                       count);
         }
     }
 }
 
 // Rows of values: [rows, width], of pairs of rows [rows / 2, width], the last of an odd number with zeros.
 template <class T>
-static void pack_values(Floats, const T* values, int64_t token, int64_t element, int64_t rows, int64_t width,
-                        float* out) {
+static __attribute__((noinline)) void pack_values(Floats, const T* values, int64_t token, int64_t element, int64_t rows,
+                                                  int64_t width, float* out) {
     pack_keys<Floats>(values, token, element, rows, width, out);
 }
 
 #if defined(__AVX512BF16__)
-static void pack_values(Pairs, const bfloat16* values, int64_t token, int64_t element, int64_t rows, int64_t width,
-                        float* out) {
+static __attribute__((noinline)) void pack_values(Pairs, const bfloat16* values, int64_t token, int64_t element,
+                                                  int64_t rows, int64_t width, float* out) {
     for (int64_t row = 0; row < rows; row += 2, out += width, values += 2 * token) {
-        for (int64_t column = 0; column < width; column += kLanes) {
-            const int count = lanes_of(width - column);
+        const bool paired = row + 1 < rows;
+        int64_t column = 0;
+        for (; element == 1 && paired && column + kLanes <= width; column += kLanes) {
             // widened, a bfloat16 stands in the upper half of its lane
+            store(out + column, (vfloat)((vuint)load(values + column) >> 16 | (vuint)load(values + token + column)));
+        }
+        for (; column < width; column += kLanes) {
+            const int count = lanes_of(width - column);
             const vuint even = (vuint)load_steps(Floats{}, values, element, column, width, count) >> 16;
             vuint odd = {};
-            if (row + 1 < rows) odd = (vuint)load_steps(Floats{}, values + token, element, column, width, count);
+            if (paired) odd = (vuint)load_steps(Floats{}, values + token, element, column, width, count);
             store_part(out + column, (vfloat)(even | odd), count);
         }
     }
@@ -268,7 +310,11 @@ FASTBERT_INLINE void store_lanes(float* at, vfloat v, int count) {
 
 FASTBERT_INLINE void store_lanes(bfloat16* at, vfloat v, int count) {
     if (count == kLanes) {
+#if defined(__AVX512BF16__)
+        *(vshort_at*)at = (vshort)_mm512_cvtneps_pbh((__m512)v);  // denormals become zero, as in the products
+#else
         *(vshort_at*)at = narrow(v);
+#endif
     } else {
         store_part(at, v, count);
     }
@@ -276,8 +322,8 @@ FASTBERT_INLINE void store_lanes(bfloat16* at, vfloat v, int count) {
 
 // from [width, V vectors] * factor, transposed: out [count, width].
 template <int V, class T>
-static void transpose_out(const float* from, const vfloat (&factor)[V], int count, int64_t width, T* out,
-                          int64_t token) {
+static __attribute__((noinline)) void transpose_out(const float* from, const vfloat (&factor)[V], int count,
+                                                    int64_t width, T* out, int64_t token) {
     for (int v = 0; v < V; ++v) {
         for (int64_t column = 0; column < width; column += kLanes) {
             const int wanted = lanes_of(width - column);

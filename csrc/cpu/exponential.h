@@ -5,8 +5,8 @@
 
 namespace {
 
-// 2^x for x <= 1, -infinity among them: at most 2 ulps off where the result is normal, below that it may be 0; NaN stays.
-// 2^x = 2^floor(x) * 2^f with f in [0, 1]; the polynomial has the least largest relative error, 7.5e-8 (Remez).
+// 2^x for x <= 1, -infinity among them: at most 2 ulps off where the result is normal, below that it may be 0; NaN
+// stays. 2^x = 2^floor(x) * 2^f with f in [0, 1]; the polynomial has the least largest relative error, 7.5e-8 (Remez).
 FASTBERT_INLINE vfloat exp2_fraction(vfloat f) {
     vfloat p = fma(splat(0x1.ec320ap-10f), f, splat(0x1.26900cp-7f));
     p = fma(p, f, splat(0x1.c95446p-5f));

@@ -1,4 +1,5 @@
-// What the operations share in their arguments. No standard library header here: the kernel files include it (see simd.h).
+// What the operations share in their arguments. No standard library header here: the kernel files include it (see
+// simd.h).
 #pragma once
 
 #include <stdint.h>

@@ -73,17 +73,23 @@ def attention(
         tokens, kv_heads, seq_k = 0, kv_shape[1], kv_shape[2]
         if kv_shape[0] != batch:
             raise ValueError(f"attention: q has shape {list(shape)} and k {list(kv_shape)}; batch sizes must be equal")
-    if kv_shape[-1] != head_dim or v.shape[:-1] != kv_shape[:-1] or (kv_heads != heads and (not kv_heads or heads % kv_heads)):
+    if (
+        kv_shape[-1] != head_dim
+        or head_dim == 0
+        or v.shape[:-1] != kv_shape[:-1]
+        or (kv_heads != heads and (not kv_heads or heads % kv_heads))
+    ):
         raise ValueError(
             f"attention: q has shape {list(shape)}, k {list(kv_shape)} and v {list(v.shape)}; k and v must have equal "
-            "tokens and heads, k the head_dim of q, and heads that divide those of q"
+            "tokens and heads, k the head_dim of q, at least 1, and heads that divide those of q"
         )
 
-    mask_kind, mask_strides = _NO_MASK, ()
+    mask_kind = _NO_MASK
+    mask_strides: tuple[int, ...] = ()
     if attn_mask is not None:
         mask_shape = (1 if packed else batch, heads, seq_q, seq_k)
         attn_mask, mask_kind, mask_strides = _mask(attn_mask, mask_shape)
-    padding_strides = ()
+    padding_strides: tuple[int, ...] = ()
     if key_padding_mask is not None:
         if tuple(key_padding_mask.shape) != (batch, seq_k) or packed or key_padding_mask.dtype is not torch.bool:
             raise ValueError(
@@ -94,7 +100,7 @@ def attention(
     slopes, slopes_batch = _slopes("attention", alibi_slopes, batch, heads)
     key = seed_number("attention", dropout_p, seed, offset)
     out = _empty_out(q, value_dim)
-    lse = torch.empty((heads, tokens) if packed else shape[:-1]) if save_lse else nothing()
+    lse = torch.empty((heads, tokens) if packed else shape[:-1], dtype=torch.float32) if save_lse else nothing()
     _C.attention(
         dtype,
         (batch, heads, kv_heads, seq_q, seq_k, head_dim, value_dim, tokens),
@@ -122,6 +128,75 @@ def attention(
         offset,
         out.data_ptr(),
         lse.data_ptr(),  # 0 when empty
+        torch.get_num_threads(),
+    )
+    return out, lse
+
+
+def attention_decode(
+    q: Tensor,  # [batch, seq_q, heads, head_dim]
+    k_cache: Tensor,  # [batch, capacity, kv_heads, head_dim]
+    v_cache: Tensor,  # [batch, capacity, kv_heads, value_dim]
+    lengths: Tensor,  # int32 [batch]
+    alibi_slopes: Tensor | None,  # [heads] or [batch, heads]
+    scale: float,
+    window_left: int,
+) -> tuple[Tensor, Tensor]:
+    """As reference.attention_decode: out as q, log-sum-exp float32 [batch, heads, seq_q].
+
+    Lengths are trusted to be within the caches. float16 is computed in float32, from copies.
+
+    Raises:
+        NotImplementedError: q has another dtype than float32, bfloat16 and float16.
+        TypeError: dtypes differ.
+        ValueError: shapes do not fit.
+    """
+    if q.dtype is torch.float16:
+        arguments = (lengths, alibi_slopes, scale, window_left)
+        out, lse = attention_decode(q.float(), k_cache.float(), v_cache.float(), *arguments)
+        return out.to(torch.float16), lse
+    dtype = _dtype_number("attention_decode", q, k_cache, v_cache)
+    batch, seq_q, heads, head_dim = q.shape
+    cached, capacity, kv_heads, key_dim = k_cache.shape
+    value_dim = v_cache.shape[-1]
+    grouped = kv_heads == heads or (kv_heads > 0 and heads % kv_heads == 0)
+    if (
+        cached != batch
+        or key_dim != head_dim
+        or head_dim == 0
+        or v_cache.shape[:-1] != k_cache.shape[:-1]
+        or not grouped
+    ):
+        raise ValueError(
+            f"attention_decode: q has shape {list(q.shape)}, k_cache {list(k_cache.shape)} and v_cache "
+            f"{list(v_cache.shape)}; the caches must have q's batch size, equal capacities and heads, and heads that "
+            "divide those of q; k_cache also q's head_dim, at least 1"
+        )
+    if lengths.dtype is not torch.int32 or tuple(lengths.shape) != (batch,) or not lengths.is_cpu:
+        raise ValueError(
+            f"attention_decode: lengths is {list(lengths.shape)} {lengths.dtype} on {lengths.device}; expected int32 "
+            f"{[batch]} on the CPU"
+        )
+    lengths = lengths.contiguous()
+    slopes, slopes_batch = _slopes("attention_decode", alibi_slopes, batch, heads)
+    out = _empty_out(q, value_dim)
+    lse = torch.empty((batch, heads, seq_q), dtype=torch.float32)
+    _C.attention_decode(
+        dtype,
+        (batch, heads, kv_heads, seq_q, capacity, head_dim, value_dim),
+        q.data_ptr(),
+        q.stride(),
+        k_cache.data_ptr(),
+        k_cache.stride(),
+        v_cache.data_ptr(),
+        v_cache.stride(),
+        lengths.data_ptr(),
+        address(slopes),
+        slopes_batch,
+        scale,
+        min(window_left, _LARGEST),
+        out.data_ptr(),
+        lse.data_ptr(),
         torch.get_num_threads(),
     )
     return out, lse

@@ -45,6 +45,12 @@ _forward = register(
         " -> (Tensor out, Tensor lse)",
         reference.attention_decode,
         _fake,
+        cpu=Implementation(
+            "C++",
+            "fastbert.cpu.attention:attention_decode",
+            (torch.float32, torch.bfloat16, torch.float16),
+            "float16 is computed in float32",
+        ),
         cuda=Implementation("Triton", "fastbert.kernels.attention_decode:attention_decode", CUDA_DTYPES),
         check_values=_check_values,
     )

@@ -1,8 +1,9 @@
-"""Attention on a GPU at the lengths that people compare, against every backend of torch's SDPA and FlexAttention.
+"""Attention at the lengths that people compare, against torch's own.
 
-16384 tokens of 1024 features whatever the length, bf16, forward alone and backward alone; full, causal, and packed with
-half of the padded positions real. One head of one sequence is checked against float64, gradients too: heads do not see
-each other, so a wrong block shows in any of them.
+On a GPU against every backend of torch's SDPA and FlexAttention: 16384 tokens of 1024 features whatever the length, bf16,
+forward alone and backward alone; full, causal, and packed with half of the padded positions real. On a CPU against SDPA: the
+twelve heads of 64 of BERT-base, float32 and bf16, forward, beside a matrix product of as many operations. One head of one
+sequence is checked against float64, gradients too: heads do not see each other, so a wrong block shows in any of them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastbert.bench.cases import (
     FLOOR_ULPS,
+    LIMIT,
     OURS,
     PEER,
     TORCH_FACTOR,
@@ -44,6 +46,10 @@ _SDPA = {
     "torch SDPA efficient": SDPBackend.EFFICIENT_ATTENTION,
     "torch SDPA math": SDPBackend.MATH,
 }
+_CPU_SDPA = {"torch SDPA": SDPBackend.FLASH_ATTENTION}  # its only one in blocks
+_LIMIT = "one matrix product of as many operations"
+_LIMIT_WIDTH = 1024
+_CPU_TOKENS = {128: 1024, 512: 1024, 4096: 4096}  # by length
 _TAKE_MASKS = ("torch SDPA cuDNN", "torch SDPA efficient", "torch SDPA math")
 _FLEX = "torch FlexAttention, compiled"
 # Products of matrices a pair of query and key costs: two forward; backward computes the logits again (Dao et al. 2022).
@@ -73,6 +79,11 @@ class Problem:
     tokens: int = _TOKENS
     features: int = _FEATURES
     dtype: torch.dtype = torch.bfloat16
+    device: str = "cuda"
+
+    @property
+    def sdpa(self) -> dict[str, SDPBackend]:
+        return _SDPA if self.device == "cuda" else _CPU_SDPA
 
     @property
     def batch(self) -> int:
@@ -96,18 +107,40 @@ class Problem:
         return products * 2 * pairs * self.features
 
     def peers(self) -> list[str]:
+        if self.device == "cpu":
+            return list(_CPU_SDPA)
         names = [name for name in _SDPA if self.pattern != "half" or name in _TAKE_MASKS]
         return [name for name in names if "math" not in name or self.seq <= _LONGEST_EAGER] + [_FLEX]
 
 
 def cases() -> list[Case]:
-    return [
+    on_cpus = [
+        _cpu_case(Problem(seq, 64, pattern, False, tokens, 12 * 64, dtype, "cpu"))
+        for dtype in (torch.float32, torch.bfloat16)
+        for pattern in ("full", "causal", "half")
+        for seq, tokens in _CPU_TOKENS.items()
+    ]
+    return on_cpus + [
         _case(Problem(seq, head_dim, pattern, backward))
         for backward in (False, True)
         for head_dim in _HEAD_DIMS
         for pattern in ("full", "causal", "half")
         for seq in _LENGTHS
     ]
+
+
+def _cpu_case(problem: Problem) -> Case:
+    dtype = DTYPE_NAMES[problem.dtype]
+    return Case(
+        name=f"attention/cpu/d{problem.head_dim}-{problem.pattern}-S{problem.seq}-{dtype}",
+        suite="attention",
+        group=f"attention on a CPU, {problem.pattern}, head_dim {problem.head_dim}, {dtype}",
+        title=f"B{problem.batch} S{problem.seq} H{problem.heads} {dtype}",
+        contenders=(_OURS, *problem.peers(), _LIMIT),
+        prepare=lambda settings: _prepare_on(problem, settings),
+        quick=problem.pattern == "full" and problem.seq < 4096,
+        budget_seconds=2.0,
+    )
 
 
 def _case(problem: Problem) -> Case:
@@ -118,15 +151,16 @@ def _case(problem: Problem) -> Case:
         group=f"{direction}, {problem.pattern}, head_dim {problem.head_dim}",
         title=f"B{problem.batch} S{problem.seq} H{problem.heads} {DTYPE_NAMES[problem.dtype]}",
         contenders=(_OURS, *problem.peers()),
-        prepare=lambda settings: _prepare_on_gpu(problem, settings),
+        prepare=lambda settings: _prepare_on(problem, settings),
         quick=problem.seq in _QUICK_LENGTHS and problem.head_dim == _HEAD_DIMS[0],
         cuda_only=True,
     )
 
 
-def _prepare_on_gpu(problem: Problem, settings: Settings) -> Prepared:
-    if torch.device(settings.device).type != "cuda":
-        raise CaseUnavailable("the attention suite needs a CUDA device; this machine's CPU is in the suite ops")
+def _prepare_on(problem: Problem, settings: Settings) -> Prepared:
+    if torch.device(settings.device).type != problem.device:
+        needed = "a CUDA device; those for CPUs are attention/cpu" if problem.device == "cuda" else "the CPU"
+        raise CaseUnavailable(f"this case needs {needed}")
     return prepare(problem, settings)
 
 
@@ -183,8 +217,11 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
     ]
     mask = real[:, None, None, :] if packed else None
     for name in problem.peers():
-        function = _flex(causal, real if packed else None) if name == _FLEX else _sdpa(_SDPA[name], causal, mask)
+        function = _flex(causal, real if packed else None) if name == _FLEX else _sdpa(problem.sdpa[name], causal, mask)
         contenders.append(Contender(name, PEER, bind(function, (q, k, v), grad), convert=head_of))
+
+    if problem.device == "cpu":
+        contenders.append(Contender(_LIMIT, LIMIT, _product(problem.flops(), problem.dtype), checked=False))
 
     def one_head(dtype: torch.dtype) -> list[Tensor]:
         sequence, length = checked
@@ -211,6 +248,19 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
         item_unit="tokens",
         notes=["the operations counted are those of real tokens and visible pairs"],
     )
+
+
+def _product(flops: int, dtype: torch.dtype) -> Callable[[], object]:
+    """A product with a prepacked weight, as fast as the CPU multiplies: the rate that attention's can be a share of."""
+    rows = max(1, round(flops / (2 * _LIMIT_WIDTH**2)))
+    x, weight = torch.ones(rows, _LIMIT_WIDTH, dtype=dtype), torch.ones(_LIMIT_WIDTH, _LIMIT_WIDTH, dtype=dtype)
+    try:  # private: what torch's own compiler calls
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+        multiply = torch.ops.mkldnn._linear_pointwise
+        multiply(x, packed, None, "none", [], "")
+    except (AttributeError, RuntimeError):
+        return lambda: F.linear(x, weight)
+    return lambda: multiply(x, packed, None, "none", [], "")
 
 
 def _dense(causal: bool) -> Function:

@@ -2,8 +2,8 @@
 
 One random BERT, converted for every engine, and the same token ids. Every contender takes what its users have, padded ids on the
 host, and gives hidden states of every token; errors are those of real tokens against transformers in float64. All get as many
-threads as torch has. The limit of a case is its products' operations, those of real tokens, at the rate of oneDNN's product of 2048×768
-by 768×3072 with a prepacked weight, in turn with the contenders.
+threads as torch has. The limit of a case is its products' operations, those of real tokens, at the rate of oneDNN's product of
+2048×768 by 768×3072 with a prepacked weight, in turn with the contenders.
 """
 
 from __future__ import annotations
@@ -126,8 +126,7 @@ def cases() -> list[Case]:
             found.append(_model_case("cpu", problem, precision, budget))
     for problem, budget in _problems(_FEW_LAYERS):
         found.append(_model_case("cpu-fp32", problem, "fp32", budget / 8.0))
-    found += [_attention_case("cpu", seq, precision) for precision in ("fp32", "bf16") for seq in (128, 512, 4096)]
-    found += [_attention_case("cpu-fp32", seq, "fp32") for seq in (128, 512, 4096)]
+    found += [_attention_case(seq, precision) for precision in ("fp32", "bf16") for seq in (128, 512, 4096)]
     return found
 
 
@@ -428,16 +427,16 @@ _HEADS, _HEAD_DIM, _TOKENS = 12, 64, 4096
 _SDPA = "torch SDPA"
 
 
-def _attention_case(suite: str, seq: int, precision: str) -> Case:
+def _attention_case(seq: int, precision: str) -> Case:
     return Case(
-        f"{suite}/attention-S{seq}-{precision}",
-        suite,
+        f"cpu/attention-S{seq}-{precision}",
+        "cpu",
         "attention",
         f"S={seq}, {_HEADS}×{_HEAD_DIM}, {precision}",
         (_OURS, _SDPA),
         functools.partial(_prepare_attention, seq, precision),
-        budget_seconds=2.0 if suite == "cpu" else 0.5,
-        named_only=suite == "cpu",
+        budget_seconds=2.0,
+        named_only=True,
     )
 
 
