@@ -139,6 +139,18 @@ def test_wrong_boundaries_raise_what_attention_raises():
                 block(x, torch.tensor(wrong, dtype=torch.int32), 19)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_weights_that_do_not_fit_raise_what_the_operations_raise(precision):
+    block, x = _block(precision=precision)
+    fitting, cases = block.weights(), []
+    cases.append((fitting._replace(out_weight=torch.nn.Parameter(torch.ones(48, 47))), r"weight \[48, 47\]"))
+    cases.append((fitting._replace(up_weight=torch.nn.Parameter(torch.ones(70, 48, device="meta"))), "meta"))
+    cases.append((fitting._replace(up_bias=torch.ones(71)), r"expected \[70\]"))
+    for weights, message in cases:
+        with torch.no_grad(), pytest.raises(ValueError, match=message):
+            transformer_block(x, CU_SEQLENS, 19, weights, block.options)
+
+
 def test_a_model_has_one_precision(tmp_path):
     folder = saved_bert(tmp_path)
     model = BertModel.from_pretrained(folder, precision="int8")

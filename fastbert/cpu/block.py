@@ -4,7 +4,7 @@ What it computes is defined by ``fastbert.nn.transformer_block``, which calls it
 the C++ implementation of its operator, on packed weights and in one thread-owned workspace.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ def transformer_block(
     max_seqlen: int,
     matrices: tuple[Tensor, Tensor, Tensor, Tensor],  # of query, key and value; output; up; down
     vectors: tuple[Tensor | None, ...],  # their biases; weight and bias of the attention's norm and the feed-forward's
-    settings: BlockSettings,
+    settings: tuple[Any, ...],  # BlockSettings
 ) -> Tensor | None:
     """[total, hidden]; None where this cannot answer, and the operations one by one do, with their checks and errors."""
     dtype = x.dtype
@@ -82,20 +82,27 @@ def transformer_block(
         cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int32 and cu_seqlens.dim() == 1 and cu_seqlens.is_contiguous()
     ):
         return None
-    precision = settings.precision
+    precision = settings[-1]
     if precision == "fp32":
         if dtype is torch.bfloat16:
             precision = "bf16"  # products of bfloat16 tensors
-        if _C.isa() == "baseline" or any(w.dtype is not dtype or not isinstance(w, Parameter) for w in matrices):
+        if _C.isa() == "baseline":
+            return None
+        for w in matrices:
+            if w.dtype is not dtype or not (type(w) is Parameter or isinstance(w, Parameter)):
+                return None
+    for w in matrices:  # before anything of them is packed; their shapes are looked at with the plan
+        if w.dim() != 2 or not w.is_cpu or w.dtype not in DTYPE_NUMBERS:
             return None
     for _ in range(2):
-        packed = tuple(packed_weight(precision, w, check=False) for w in matrices)
+        packed = tuple([packed_weight(precision, w, check=False) for w in matrices])
         key = (settings, dtype)
         plan = packed[0].blocks.get(key)
         if not isinstance(plan, _Plan) or plan.packed != packed or plan.addresses != _addresses(vectors):
-            if not _fits(x, matrices, vectors, settings):
+            described = BlockSettings(*settings)
+            if not _fits(x, matrices, vectors, described):
                 return None
-            plan = packed[0].blocks[key] = _Plan(dtype, packed, vectors, settings)
+            plan = packed[0].blocks[key] = _Plan(dtype, packed, vectors, described)
         y = torch.empty_like(x)
         outcome = plan.block.run(
             x.shape[0],

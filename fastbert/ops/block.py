@@ -1,5 +1,7 @@
 """A whole transformer block in one call, where nothing asks for its parts."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ def whole_block(
     max_seqlen: int,
     matrices: tuple[Tensor, Tensor, Tensor, Tensor],
     vectors: tuple[Tensor | None, ...],
-    *settings: Any,
+    *settings: Any,  # fastbert.cpu.block.BlockSettings
 ) -> Tensor | None:
     """The block's result, from ``fastbert.cpu.block``; None where the operations have to be called one by one.
 
@@ -37,6 +39,11 @@ def whole_block(
         return None
     if torch.is_grad_enabled() and wants_grad(x, *matrices, *vectors):
         return None
-    from fastbert.cpu.block import BlockSettings, transformer_block
+    return _launcher()(x, cu_seqlens, max_seqlen, matrices, vectors, settings)
 
-    return transformer_block(x, cu_seqlens, max_seqlen, matrices, vectors, BlockSettings(*settings))
+
+@functools.cache
+def _launcher() -> Callable[..., Tensor | None]:
+    from fastbert.cpu.block import transformer_block  # it imports the extension
+
+    return transformer_block
