@@ -6,6 +6,7 @@ import io
 import os
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -171,6 +172,20 @@ def test_a_weight_is_packed_once_and_forgotten_with_its_parameter():
     del tied
     gc.collect()
     assert fastbert.packed_weights_info().count == 0
+
+
+def test_a_block_is_forgotten_with_its_parameters():
+    gc.disable()  # and so without a cycle that only the collector would find
+    try:
+        block = TransformerBlock(16, 2, 32)
+        with torch.no_grad():
+            block(X, torch.tensor([0, 6], dtype=torch.int32), 6)
+        packed = weakref.ref(packed_weights.packed_weight("fp32", block.attention.qkv.weight))
+        assert fastbert.packed_weights_info().count == 4 and packed() is not None
+        fastbert.drop_packed_weights()
+        assert packed() is None
+    finally:
+        gc.enable()
 
 
 def test_copies_pickles_and_state_dicts_know_nothing_of_it():

@@ -309,11 +309,6 @@ void pack(const void* weight, Dtype dtype, int64_t stride, int64_t out, int64_t 
 // ---- rows of x as units ----
 
 template <class T>
-FASTBERT_INLINE vfloat load_row(const T* from, int count) {
-    return load_part(from, count);
-}
-
-template <class T>
 void to_bfloat16_units(const void* x, int64_t stride, int64_t in, int64_t depth, uint32_t* units, float*, int64_t begin,
                        int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -337,7 +332,7 @@ void to_bfloat16_units(const void* x, int64_t stride, int64_t in, int64_t depth,
     }
 }
 
-// Four vectors of bytes, or two of 16 bits, from as many float vectors of one row.
+// As to_integer(), for a vector.
 FASTBERT_INLINE vint round_to_integers(vfloat v) {
     return (vint)(v + 12582912.0f) - 0x4b400000;
 }

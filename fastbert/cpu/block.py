@@ -30,9 +30,9 @@ class BlockSettings(NamedTuple):
 
 
 class _Plan:
-    """A C++ block, and the vectors whose addresses it holds."""
+    """A C++ block, and what it was made for."""
 
-    __slots__ = ("addresses", "block", "packed", "vectors")
+    __slots__ = ("block", "layouts", "packed")
 
     def __init__(
         self,
@@ -41,11 +41,10 @@ class _Plan:
         vectors: tuple[Tensor | None, ...],
         settings: BlockSettings,
     ) -> None:
-        self.packed = packed  # alive as long as C++ has their addresses
-        self.addresses = _addresses(vectors)
-        described = [
-            (a, 0 if v is None else DTYPE_NUMBERS[v.dtype]) for a, v in zip(self.addresses, vectors, strict=True)
-        ]
+        # Alive as long as C++ has their addresses. The first one holds this plan: no cycle.
+        self.packed = packed[1:]
+        self.layouts = _layouts(vectors)
+        described = [(0, 0) if v is None else (v.data_ptr(), DTYPE_NUMBERS[v.dtype]) for v in vectors]
         linears = [
             (p.out, p.in_features, p.address, bias, p.originals) for p, bias in zip(packed, described[:4], strict=True)
         ]
@@ -62,8 +61,9 @@ class _Plan:
         )
 
 
-def _addresses(vectors: tuple[Tensor | None, ...]) -> list[int]:
-    return [0 if v is None else v.data_ptr() for v in vectors]
+def _layouts(vectors: tuple[Tensor | None, ...]) -> list[tuple[object, ...] | None]:
+    """What C++ knows of them. Their values are read at every call."""
+    return [None if v is None else (v.data_ptr(), v.dtype, v.shape, v.stride()) for v in vectors]
 
 
 def transformer_block(
@@ -98,7 +98,7 @@ def transformer_block(
         packed = tuple([packed_weight(precision, w, check=False) for w in matrices])
         key = (settings, dtype)
         plan = packed[0].blocks.get(key)
-        if not isinstance(plan, _Plan) or plan.packed != packed or plan.addresses != _addresses(vectors):
+        if not isinstance(plan, _Plan) or plan.packed != packed[1:] or plan.layouts != _layouts(vectors):
             described = BlockSettings(*settings)
             if not _fits(x, matrices, vectors, described):
                 return None
