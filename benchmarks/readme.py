@@ -3,8 +3,8 @@
     python benchmarks/readme.py            # rewrite what stands between the markers
     python benchmarks/readme.py --check    # exit 1 where README and the results disagree
 
-The results are benchmarks/results/<device>/bench.json, each written by ``fastbert bench --json``. In README a block begins with
-``<!-- results: SUITE -->`` and ends with ``<!-- end -->``.
+The results are benchmarks/results/<device>/*.json, each written by ``fastbert bench --json``: bench.json by ``make bench``, the
+others by one suite. In README a block begins with ``<!-- results: SUITE -->`` and ends with ``<!-- end -->``.
 """
 
 import argparse
@@ -20,8 +20,9 @@ _BLOCK = re.compile(r"(<!-- results: (?P<suite>\S+) -->\n).*?(<!-- end -->)", re
 
 
 def load() -> list[RunResult]:
-    """The committed results, by name of the device's folder."""
-    return [RunResult.from_json(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*/bench.json"))]
+    """The committed results, by name of the device's folder and of the file."""
+    files = sorted(path for path in RESULTS.glob("*/*.json") if path.parent.name != "aot")
+    return [RunResult.from_json(path.read_text(encoding="utf-8")) for path in files]
 
 
 def _rows(case: CaseResult, *, peers: bool) -> list[str]:
@@ -57,7 +58,8 @@ def render(text: str, runs: list[RunResult]) -> str:
     """README with every block written anew."""
 
     def block(match: re.Match[str]) -> str:
-        tables = "\n".join(table(run, match["suite"]) for run in runs)
+        suite = match["suite"]
+        tables = "\n".join(table(run, suite) for run in runs if any(case.suite == suite for case in run.cases))
         return f"{match[1]}\n{tables}\n{match[3]}"
 
     return _BLOCK.sub(block, text)
