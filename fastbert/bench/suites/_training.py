@@ -97,22 +97,28 @@ def prepare(problem: Problem, backward: bool, settings: Settings) -> Prepared:
     dtype = problem.sizes.dtype
     make = Maker(settings.seed, settings.device, dtype)
     made = problem.make(make)
-    output_gradient: list[Tensor] = []  # made with the first output, whose shape it has
+    output_gradients: list[Tensor] = []  # made with the first output, whose shape it has
+
+    def output_gradient(y: Tensor) -> Tensor:
+        if not output_gradients:
+            output_gradients.append(make.normal(*y.shape) if y.dim() else torch.ones_like(y))
+        return output_gradients[0].to(y.dtype)
 
     def runner(function: Function, inputs: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
-        if not backward:
+        """One call: the output; or the gradients, of an output that the first call computes and keeps."""
+        leaves = [each.detach().requires_grad_(backward) for each in inputs]
+        outputs: list[Tensor] = []
 
-            def forward() -> tuple[Tensor, ...]:
-                with torch.no_grad():
-                    return (function(*inputs),)
+        def gradients() -> tuple[Tensor, ...]:
+            if not outputs:
+                outputs.append(function(*leaves))
+            return torch.autograd.grad(outputs[0], leaves, output_gradient(outputs[0]), retain_graph=True)
 
-            return forward
-        leaves = [each.detach().requires_grad_() for each in inputs]
-        y = function(*leaves)
-        if not output_gradient:
-            output_gradient.append(make.normal(*y.shape) if y.dim() else torch.ones_like(y))
-        grad = output_gradient[0].to(y.dtype)
-        return lambda: torch.autograd.grad(y, leaves, grad, retain_graph=True)
+        def forward() -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return (function(*leaves),)
+
+        return gradients if backward else forward
 
     contenders = [
         Contender(
