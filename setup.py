@@ -39,7 +39,7 @@ COMMON_FLAGS = shlex.split(
 # Namespace of the kernels: flags. The list matches csrc/cpu/dispatch.cpp, which asks the processor for the same features.
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"]
 X86_ISAS = {
-    "avx512_bf16": [*AVX512, "-mavx512bf16"],
+    "avx512_bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
     "avx512": AVX512,
     "avx2": ["-mavx2", "-mfma"],
     "baseline": [],

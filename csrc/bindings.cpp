@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -10,12 +11,14 @@
 #include <vector>
 
 #include "cpu/attention.h"
+#include "cpu/block.h"
 #include "cpu/cross_entropy.h"
 #include "cpu/dispatch.h"
 #include "cpu/embedding.h"
 #include "cpu/gated_act.h"
 #include "cpu/gelu.h"
 #include "cpu/layer_norm.h"
+#include "cpu/linear.h"
 #include "cpu/rms_norm.h"
 #include "cpu/rotary.h"
 #include "cpu/softmax.h"
@@ -108,6 +111,36 @@ void add_layer_norm_backward_binding(int dtype, int64_t rows, int64_t width, uin
                             threads);
 }
 
+void linear_pack_binding(int precision, uintptr_t weight, int dtype, int64_t stride, int64_t out, int64_t in,
+                         uintptr_t packed, int threads) {
+    linear_pack(static_cast<Precision>(precision), pointer<void>(weight), static_cast<Dtype>(dtype), stride, out, in,
+                pointer<void>(packed), threads);
+}
+
+void linear_binding(int precision, int64_t rows, int64_t out, int64_t in, uintptr_t x, int x_dtype, int64_t x_stride,
+                    uintptr_t packed, uintptr_t bias, int bias_dtype, int activation, uintptr_t residual,
+                    int residual_dtype, int64_t residual_stride, uintptr_t y, int y_dtype, int64_t y_stride,
+                    int threads) {
+    Linear a = {};
+    a.precision = static_cast<Precision>(precision);
+    a.rows = rows;
+    a.out = out;
+    a.in = in;
+    a.x = pointer<void>(x);
+    a.x_dtype = static_cast<Dtype>(x_dtype);
+    a.x_stride = x_stride;
+    a.packed = pointer<void>(packed);
+    a.bias = {pointer<void>(bias), static_cast<Dtype>(bias_dtype)};
+    a.activation = activation;
+    a.residual = pointer<void>(residual);
+    a.residual_dtype = static_cast<Dtype>(residual_dtype);
+    a.residual_stride = residual_stride;
+    a.y = pointer<void>(y);
+    a.y_dtype = static_cast<Dtype>(y_dtype);
+    a.y_stride = y_stride;
+    linear(a, threads);
+}
+
 // Strides as Python gives them: [batch, head, token, element] of a dense tensor, without batch of a packed one.
 AttentionOperand operand(uintptr_t address, const py::tuple& strides) {
     const auto at = [&](size_t i) { return strides[i].cast<int64_t>(); };
@@ -172,6 +205,53 @@ void attention_binding(int dtype, const py::tuple& shape, uintptr_t q, const py:
     a.dropout = dropout(dropout_p, seed, offset);
     const py::gil_scoped_release unlocked;
     attention(static_cast<Dtype>(dtype), a, threads);
+}
+
+using Vector = std::pair<uintptr_t, int>;                                 // address, dtype
+using Watched = std::vector<std::tuple<uintptr_t, int64_t, uint64_t>>;    // as Original
+using Weight = std::tuple<int64_t, int64_t, uintptr_t, Vector, Watched>;  // as BlockLinear
+
+Parameter parameter(const Vector& v) {
+    return {pointer<void>(v.first), static_cast<Dtype>(v.second)};
+}
+
+BlockLinear block_linear(const Weight& w) {
+    BlockLinear linear = {};
+    linear.out = std::get<0>(w);
+    linear.in = std::get<1>(w);
+    linear.packed = pointer<void>(std::get<2>(w));
+    linear.bias = parameter(std::get<3>(w));
+    for (const auto& [data, bytes, hash] : std::get<4>(w))
+        linear.originals.push_back({pointer<void>(data), bytes, hash});
+    return linear;
+}
+
+Block block(int precision, int stream, int64_t heads, int activation, float eps, bool norm_first, bool causal,
+            const std::array<Weight, 4>& linears, const std::array<Vector, 4>& norms) {
+    Block b = {};
+    b.precision = static_cast<Precision>(precision);
+    b.stream = static_cast<Dtype>(stream);
+    b.heads = heads;
+    b.activation = activation;
+    b.eps = eps;
+    b.norm_first = norm_first;
+    b.causal = causal;
+    b.qkv = block_linear(linears[0]);
+    b.out = block_linear(linears[1]);
+    b.up = block_linear(linears[2]);
+    b.down = block_linear(linears[3]);
+    b.attention_norm_weight = parameter(norms[0]);
+    b.attention_norm_bias = parameter(norms[1]);
+    b.feed_forward_norm_weight = parameter(norms[2]);
+    b.feed_forward_norm_bias = parameter(norms[3]);
+    b.isa = isa_name();
+    return b;
+}
+
+int run_block_binding(const Block& b, int64_t rows, uintptr_t x, uintptr_t cu_seqlens, int64_t batch,
+                      int64_t max_seqlen, uintptr_t y, int threads) {
+    const BlockCall call = {rows, pointer<void>(x), pointer<int32_t>(cu_seqlens), batch, max_seqlen, pointer<void>(y)};
+    return static_cast<int>(run_block(b, call, threads));
 }
 
 Parameter parameter(uintptr_t data, int dtype) {
@@ -493,6 +573,13 @@ PYBIND11_MODULE(_C, m) {
     m.def("attention", &attention_binding);  // these read tuples, then release the lock themselves
     m.def("attention_decode", &attention_decode_binding);
     m.def("add_layer_norm_backward", &add_layer_norm_backward_binding, unlocked);
+    m.def("linear_packed_bytes", [](int precision, int64_t out, int64_t in) {
+        return linear_packed_bytes(static_cast<Precision>(precision), out, in);
+    });
+    m.def("linear_pack", &linear_pack_binding, unlocked);
+    m.def("linear", &linear_binding, unlocked);
+    m.def("fingerprint", [](uintptr_t data, int64_t bytes) { return fingerprint(pointer<void>(data), bytes); });
+    py::class_<Block>(m, "Block").def(py::init(&block)).def("run", &run_block_binding, unlocked);
     m.def("bias_gelu", &bias_gelu_binding, unlocked);
     m.def("bias_gelu_backward", &bias_gelu_backward_binding, unlocked);
     m.def("softmax", &softmax_binding, unlocked);

@@ -123,6 +123,67 @@ def attention(
     threads: int,
     /,
 ) -> None: ...
+
+# Linear layers. Precisions are 0 for fp32, 1 for bf16 and 2 for int8; activations those of fastbert.cpu.linear.
+
+def linear_packed_bytes(precision: int, out: int, in_features: int, /) -> int:
+    """Of a packed weight, for the current instruction set."""
+
+def linear_pack(
+    precision: int,
+    weight: int,
+    dtype: int,
+    stride: int,
+    out: int,
+    in_features: int,
+    packed: int,
+    threads: int,
+    /,
+) -> None: ...
+def linear(
+    precision: int,
+    rows: int,
+    out: int,
+    in_features: int,
+    x: int,
+    x_dtype: int,
+    x_stride: int,
+    packed: int,
+    bias: int,
+    bias_dtype: int,
+    activation: int,
+    residual: int,
+    residual_dtype: int,
+    residual_stride: int,
+    y: int,
+    y_dtype: int,
+    y_stride: int,
+    threads: int,
+    /,
+) -> None: ...
+def fingerprint(data: int, nbytes: int, /) -> int:
+    """Of a few samples of memory."""
+
+_Vector = tuple[int, int]  # address, dtype
+
+class Block:
+    """A transformer block on packed weights, see csrc/cpu/block.h."""
+
+    def __init__(
+        self,
+        precision: int,
+        stream_dtype: int,
+        heads: int,
+        activation: int,
+        eps: float,
+        norm_first: bool,
+        causal: bool,
+        linears: list[tuple[int, int, int, _Vector, list[tuple[int, int, int]]]],  # out, in, packed, bias, originals
+        norms: list[_Vector],
+        /,
+    ) -> None: ...
+    def run(self, rows: int, x: int, cu_seqlens: int, batch: int, max_seqlen: int, y: int, threads: int, /) -> int: ...
+
 def attention_decode(
     dtype: int,
     shape: tuple[int, ...],  # batch, heads, kv_heads, seq_q, capacity, head_dim, value_dim

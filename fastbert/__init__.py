@@ -9,6 +9,7 @@ from fastbert.ops._registry import BackendStatus, MissingBackendWarning, backend
 
 if TYPE_CHECKING:
     from fastbert.models import BertConfig, BertModel, SentenceEncoder
+    from fastbert.ops.packed_weights import drop_packed_weights, packed_weights_info
     from fastbert.packing import PackedBatch, pack, unpack
     from fastbert.tokenizer import WordPieceTokenizer
 
@@ -23,8 +24,10 @@ __all__ = [
     "__version__",
     "backends",
     "debug",
+    "drop_packed_weights",
     "functional",
     "pack",
+    "packed_weights_info",
     "unpack",
     "use_reference",
 ]
@@ -37,6 +40,8 @@ _LAZY = {
     "PackedBatch": "fastbert.packing",
     "pack": "fastbert.packing",
     "unpack": "fastbert.packing",
+    "drop_packed_weights": "fastbert.ops.packed_weights",
+    "packed_weights_info": "fastbert.ops.packed_weights",
 }
 
 

@@ -92,6 +92,13 @@ def _linear_residual(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
     yield "no-bias", (x, w, None, torch.randn(2, 3, 5, dtype=dtype))
 
 
+def _linear_reduced(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
+    x, w, b = torch.randn(2, 3, 9, dtype=dtype), torch.randn(5, 9, dtype=dtype), torch.randn(5, dtype=dtype)
+    for precision in reference.PRECISIONS:
+        yield precision, (x, w, b, "gelu", torch.randn(2, 3, 5, dtype=dtype), precision, dtype)
+    yield "wider", (x, w, None, "none", None, "bf16", torch.float32)
+
+
 def attention_masks(
     *,
     cu: Tensor | None = None,
@@ -298,6 +305,7 @@ SAMPLES: dict[str, Callable[[torch.dtype], Iterator[tuple[str, Arguments]]]] = {
     "rms_norm_backward": _rms_norm_backward,
     "linear_act": _linear_act,
     "linear_act_backward": _linear_act_backward,
+    "linear_reduced": _linear_reduced,
     "linear_residual": _linear_residual,
     "attention": _attention,
     "attention_backward": _attention_backward,

@@ -9,7 +9,7 @@ from fastbert import MissingBackendWarning
 from fastbert.bench import text
 from fastbert.bench.cases import CaseUnavailable, Settings, all_cases, select
 from fastbert.bench.floors import H200
-from fastbert.bench.suites import _training, attention, elementwise, losses
+from fastbert.bench.suites import _training, attention, cpu, elementwise, losses
 
 CASES = {case.name: case for case in all_cases()}
 OPS = [name for name, case in CASES.items() if case.suite == "ops" and "16384" not in name]
@@ -158,3 +158,26 @@ def test_attention_cases_are_for_gpus_or_for_cpus():
     assert any(case.cuda_only for case in select(all_cases(), device="cuda"))
     assert not any(case.cuda_only for case in select(all_cases(), suite="attention"))
     assert all(case.cuda_only for case in select(all_cases(), case="attention/backward"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_contenders_of_the_cpu_suite_are_right(precision):
+    """A small one; engines that are not installed say so."""
+    pytest.importorskip("transformers")
+    problem = cpu.Problem("minilm", 1, 3, 12, 1 / 3)
+    prepared = cpu._prepare_model(problem, precision, Settings())
+    names = {each.name for each in prepared.contenders} | prepared.not_measured.keys()
+    assert names == set(cpu._CONTENDERS[precision])
+    assert all("pip install" in why for why in prepared.not_measured.values())
+    checks = prepared.check()
+    assert prepared.baseline in checks and checks["fastbert"].error > 0.0
+    for contender, check in checks.items():
+        assert check.passed, (contender, check)
+
+
+def test_the_whole_cpu_table_is_only_measured_when_asked_for():
+    named = {case.name for case in all_cases() if case.named_only}
+    assert named and all(name.startswith("cpu/") for name in named)
+    assert not named & {case.name for case in select(all_cases())}
+    assert named == {case.name for case in select(all_cases(), suite="cpu")}
+    assert not any(case.suite.startswith("cpu") for case in select(all_cases(), device="cuda"))

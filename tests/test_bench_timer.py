@@ -133,3 +133,21 @@ def test_no_winner_within_the_spread():
     assert not spread([1.2] * 19 + [0.5]).straddles_one
     assert spread([2.0, 2.0]).relative == 0.0
     assert spread([0.0]).relative == math.inf
+
+
+def test_settling_comes_before_every_sample_and_is_not_part_of_it():
+    fake, log = FakeTime(), []
+
+    def function():
+        log.append("call")
+        fake.now += 1.0
+
+    def sleep(seconds):
+        log.append(f"sleep {seconds}")
+        fake.now += 100.0
+
+    timing = measure(
+        {"a": function}, "a", budget_seconds=0.0, clock=CpuClock(fake), now=fake, sleep=sleep, settle_seconds=0.25
+    )
+    assert timing.seconds["a"].median == 1.0
+    assert log[-3 * timing.rounds :] == ["sleep 0.25", "call", "call"] * timing.rounds

@@ -46,7 +46,7 @@ def brief(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "gpu"], "unknown suite 'gpu': choose from ops, attention, end-to-end, all"),
+        (["--suite", "gpu"], "unknown suite 'gpu': choose from ops, attention, cpu-fp32, cpu, end-to-end, all"),
         (["--case", "nonsense"], "no case contains 'nonsense': fastbert bench --list names them all"),
         (["--suite", "ops", "--case", "minilm"], "no case in suite ops contains 'minilm'"),
         (["--text", "no/such/file.txt"], "cannot read no/such/file.txt: No such file or directory"),

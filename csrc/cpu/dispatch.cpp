@@ -23,7 +23,8 @@ bool supports_avx512() {
 const IsaEntry kIsas[] = {
 // in order of preference
 #if FASTBERT_X86
-    {Isa::avx512_bf16, "avx512_bf16", [] { return supports_avx512() && __builtin_cpu_supports("avx512bf16"); }},
+    {Isa::avx512_bf16, "avx512_bf16",
+     [] { return supports_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"); }},
     {Isa::avx512, "avx512", supports_avx512},
     {Isa::avx2, "avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif

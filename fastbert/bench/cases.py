@@ -88,12 +88,16 @@ class Case:
     quick: bool = False  # belongs to --quick
     budget_seconds: float = 1.0
     quick_budget_seconds: float = 0.35
-    cuda_only: bool = False  # left out on other devices
+    cuda_only: bool = False  # left out of "all" on other devices
+    settle_seconds: float = 0.0  # nothing runs for so long before a sample, see timer.measure
+    named_only: bool = False  # left out of "all"
 
 
 SUITES = {
     "ops": "single operations against torch's own",
     "attention": "attention by length against torch's own; on a GPU forward and backward, against every backend",
+    "cpu-fp32": "whole models in float32 against the CPU engines, BERT-base with 3 of its 12 layers",
+    "cpu": "the whole table against the CPU engines, in every precision: many minutes (only when asked for)",
     "end-to-end": "text to sentence embeddings on all-MiniLM-L6-v2 against transformers",
     "tokenizer": "text to token ids against tokenizers, transformers and nanotoken (CPU, one thread)",
 }
@@ -105,7 +109,7 @@ class UnknownSelection(ValueError):
 
 def all_cases() -> list[Case]:
     """The register, in the order of the tables."""
-    from fastbert.bench.suites import attention, elementwise, end_to_end, losses, norms, operations, tokenizer
+    from fastbert.bench.suites import attention, cpu, elementwise, end_to_end, losses, norms, operations, tokenizer
 
     cases = [
         *norms.cases(),
@@ -113,6 +117,7 @@ def all_cases() -> list[Case]:
         *elementwise.cases(),
         *losses.cases(),
         *attention.cases(),
+        *cpu.cases(),
         *end_to_end.cases(),
         *tokenizer.cases(),
     ]
@@ -128,7 +133,8 @@ def select(
 ) -> list[Case]:
     """The cases of a suite whose name contains `case`; with `quick` and no `case` only the quick ones.
 
-    Cases for CUDA alone are left out on another device, unless their suite has no others or one is asked for by name.
+    Cases for CUDA alone are left out on another device, unless their suite has no others or one is asked for by name; those for
+    CPUs on CUDA, and long ones everywhere, unless their suite or one of them is asked for.
     """
     if suite != "all" and suite not in SUITES:
         raise UnknownSelection(f"unknown suite '{suite}': choose from {', '.join(SUITES)}, all")
@@ -139,8 +145,11 @@ def select(
             where = "" if suite == "all" else f" in suite {suite}"
             raise UnknownSelection(f"no case{where} contains '{case}': fastbert bench --list names them all")
         return matching
-    if not device.startswith("cuda"):
+    cuda = device.startswith("cuda")
+    if not cuda:
         chosen = [each for each in chosen if not each.cuda_only] or chosen
+    if suite == "all":
+        chosen = [each for each in chosen if not each.named_only and not (cuda and each.suite.startswith("cpu"))]
     return [each for each in chosen if each.quick] if quick else chosen
 
 

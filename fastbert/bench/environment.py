@@ -15,7 +15,18 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "triton", "numpy", "transformers", "tokenizers", "sentence-transformers", "safetensors")
+PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "transformers",
+    "tokenizers",
+    "sentence-transformers",
+    "safetensors",
+    "onnxruntime",
+    "openvino",
+    "ctranslate2",
+)
 
 
 def package_version(name: str) -> str | None:

@@ -31,6 +31,7 @@ def run_case(case: Case, settings: Settings, clock: Clock | None = None) -> Case
             prepared.baseline,
             budget_seconds=budget,
             clock=clock if clock is not None else clock_for(settings.device),
+            settle_seconds=case.settle_seconds,
         )
     floor = None
     if timed and settings.device != "cpu":

@@ -162,6 +162,27 @@ PROBLEMS = (
         "linear_act_backward",
     ),
     Problem(
+        "linear_act",
+        "packed weight",
+        lambda x, weight, bias: functional.linear_act(x, torch.nn.Parameter(weight, False), bias, "gelu"),
+        ((37, 48), (_WIDTH, 48), (_WIDTH,)),
+        None,
+    ),
+    Problem(
+        "linear_reduced",
+        "bf16",
+        lambda x, weight, bias: functional.linear_act(x, weight, bias, "gelu", precision="bf16"),
+        ((37, 48), (_WIDTH, 48), (_WIDTH,)),
+        None,
+    ),
+    Problem(
+        "linear_reduced",
+        "int8",
+        lambda x, weight, bias: functional.linear_act(x, weight, bias, "gelu", precision="int8"),
+        ((37, 48), (_WIDTH, 48), (_WIDTH,)),
+        None,
+    ),
+    Problem(
         "linear_residual",
         "",
         functional.linear_residual,

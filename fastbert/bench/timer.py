@@ -132,9 +132,14 @@ def measure(
     min_sample_seconds: float = MIN_SAMPLE_SECONDS,
     min_rounds: int = MIN_ROUNDS,
     max_rounds: int = MAX_ROUNDS,
+    settle_seconds: float = 0.0,
     now: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Timing:
     """Time all contenders in turn until the budget is spent, at least `min_rounds` rounds.
+
+    With settle_seconds nothing runs for so long before each sample: threads of another contender's pool go on spinning after
+    their work, up to 0.2 s (OpenMP of LLVM and Intel), and would take a core from the next one. One call then wakes its own.
 
     Ctrl-C after the first complete round ends the measurement and keeps the complete rounds; before that it propagates.
     `baseline` None or not among the contenders: no ratios.
@@ -159,7 +164,9 @@ def measure(
             try:
                 for name in names[first:] + names[:first]:
                     function = contenders[name]
-                    if calls[name] > 1:
+                    if settle_seconds:
+                        sleep(settle_seconds)
+                    if calls[name] > 1 or settle_seconds:
                         function()  # not timed: brings back the caches that the other contenders have emptied
                     this_round[name] = clock.measure(function, calls[name]) / calls[name]
             except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from fastbert.models import checkpoint
 from fastbert.models.bert_names import FLOATS, fill_from_checkpoint, match_names, to_checkpoint
 from fastbert.models.config import BertConfig
 from fastbert.models.pooling import cls_pool
-from fastbert.nn import Embeddings, TransformerBlock, initialize
+from fastbert.nn import Embeddings, TransformerBlock, check_precision, initialize
 from fastbert.packing import PackedBatch, check_tensor, pack, unpack
 
 
@@ -48,11 +48,14 @@ class BertModel(nn.Module):
     Args:
         config: see BertConfig.
         add_pooling_layer: whether there is a pooler.
+        precision: of inference: "fp32", "bf16" or "int8", see fastbert.nn.PRECISIONS. It may be changed later (``model.precision =
+            "int8"``); parameters, state_dict and checkpoints do not know it.
     """
 
-    def __init__(self, config: BertConfig, add_pooling_layer: bool = True) -> None:
+    def __init__(self, config: BertConfig, add_pooling_layer: bool = True, *, precision: str = "fp32") -> None:
         super().__init__()
         self.config = config
+        self._precision = check_precision(precision)
         self.embeddings = Embeddings(
             config.vocab_size,
             config.hidden_size,
@@ -71,6 +74,7 @@ class BertModel(nn.Module):
                 dropout_p=config.hidden_dropout_prob,
                 attention_dropout_p=config.attention_probs_dropout_prob,
                 eps=config.layer_norm_eps,
+                precision=precision,
             )
             for _ in range(config.num_hidden_layers)
         )
@@ -86,6 +90,7 @@ class BertModel(nn.Module):
         device: torch.device | str | None = None,
         revision: str | None = None,
         add_pooling_layer: bool = True,
+        precision: str = "fp32",
     ) -> "BertModel":
         """Reads a Hugging Face checkpoint of a BERT, with or without a head (which is left out), in evaluation mode.
 
@@ -97,6 +102,7 @@ class BertModel(nn.Module):
             device: of the parameters; the CPU unless given.
             revision: branch, tag or commit on the hub.
             add_pooling_layer: whether the checkpoint's pooler is wanted.
+            precision: of inference, as for BertModel.
 
         Raises:
             FileNotFoundError: no such folder, or a file of it is missing.
@@ -105,6 +111,7 @@ class BertModel(nn.Module):
             TypeError: dtype is no torch.dtype.
             ImportError: a hub id without huggingface_hub.
         """
+        check_precision(precision)
         if dtype is not None and dtype not in FLOATS:
             error = ValueError if isinstance(dtype, torch.dtype) else TypeError
             raise error(f"dtype is {dtype!r}; expected None or one of {', '.join(map(str, FLOATS))}")
@@ -117,7 +124,7 @@ class BertModel(nn.Module):
         tensors = checkpoint.open_tensors(folder)
         names = match_names(tensors.names(), folder, config.num_hidden_layers, add_pooling_layer)
         with torch.device("meta"):  # no memory and no random numbers for what the checkpoint fills
-            model = cls(config, add_pooling_layer)
+            model = cls(config, add_pooling_layer, precision=precision)
         fill_from_checkpoint(model, tensors, names, folder, dtype, device)
         return model.eval()
 
@@ -139,6 +146,16 @@ class BertModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.embeddings.word.weight.device
+
+    @property
+    def precision(self) -> str:
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: str) -> None:
+        self._precision = check_precision(precision)
+        for layer in self.layers:
+            layer.precision = precision  # type: ignore[assignment]
 
     def forward(
         self,
@@ -226,4 +243,4 @@ class BertModel(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        return f"dtype={self.dtype}, device={self.device}"
+        return f"dtype={self.dtype}, device={self.device}, precision={self.precision!r}"

@@ -92,6 +92,7 @@ class SentenceEncoder:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         revision: str | None = None,
+        precision: str = "fp32",
     ) -> "SentenceEncoder":
         """Reads a sentence-transformers folder: a BERT, mean or cls pooling, and normalisation if it says so.
 
@@ -102,7 +103,9 @@ class SentenceEncoder:
             ValueError: another kind of pooling, or a module behind it, such as Dense; named.
         """
         recipe = _read_recipe(checkpoint.find_folder(path_or_hub_id, revision))
-        model = BertModel.from_pretrained(recipe.model_folder, dtype=dtype, device=device, add_pooling_layer=False)
+        model = BertModel.from_pretrained(
+            recipe.model_folder, dtype=dtype, device=device, add_pooling_layer=False, precision=precision
+        )
         max_seq_length = recipe.max_seq_length
         if max_seq_length is not None:
             max_seq_length = min(max_seq_length, model.config.max_position_embeddings)
@@ -118,6 +121,15 @@ class SentenceEncoder:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def precision(self) -> str:
+        """The model's, of inference; it may be set."""
+        return self.model.precision
+
+    @precision.setter
+    def precision(self, precision: str) -> None:
+        self.model.precision = precision
 
     def tokenize(self, texts: Sequence[str], *, max_length: int | None = None) -> PackedBatch:
         """The texts' ids as a packed batch on the CPU, truncated to max_length (max_seq_length unless given)."""

@@ -1,11 +1,13 @@
 """Building blocks on packed tokens, and the functions they hold parameters for."""
 
 from fastbert.nn.block import (
+    PRECISIONS,
     BlockOptions,
     BlockWeights,
     FeedForward,
     SelfAttention,
     TransformerBlock,
+    check_precision,
     self_attention,
     transformer_block,
 )
@@ -14,6 +16,7 @@ from fastbert.nn.init import initialize
 from fastbert.nn.norm import LayerNorm
 
 __all__ = [
+    "PRECISIONS",
     "BlockOptions",
     "BlockWeights",
     "Embeddings",
@@ -21,6 +24,7 @@ __all__ = [
     "LayerNorm",
     "SelfAttention",
     "TransformerBlock",
+    "check_precision",
     "initialize",
     "self_attention",
     "transformer_block",

@@ -6,8 +6,8 @@ parameters they hold. The modules below it are thin holders.
 Shapes: ``x [total, hidden]``, ``cu_seqlens`` int32 ``[batch + 1]``, ``max_seqlen`` a Python int.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,28 @@ from torch import Tensor, nn
 from fastbert import functional as F
 from fastbert.nn.init import initialize
 from fastbert.nn.norm import LayerNorm
+from fastbert.ops.block import whole_block
+
+PRECISIONS: dict[str, str] = {
+    "fp32": "everything in the parameters' dtype, sums in float32",
+    "bf16": (
+        "the four products of a block multiply bfloat16 and sum in float32; query, key, value, the attention's result and the "
+        "feed-forward part's hidden activations are bfloat16; residuals, norms, softmax and activation functions stay float32"
+    ),
+    "int8": (
+        "as bf16, but the four products multiply 8-bit integers, with a scale for each output channel of the weights and one for "
+        "each token, found as it comes, of what they multiply (fastbert.reference.linear_reduced has the formulas)"
+    ),
+}
+"""The precisions of inference, the one place where they are defined. Parameters keep their dtype in all of them. "bf16" and "int8"
+have no gradient, and are fast on CPUs only; what they cost in exactness is in README.md."""
+
+
+def check_precision(precision: str) -> str:
+    """The argument, or a ValueError."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; expected one of {', '.join(map(repr, PRECISIONS))}")
+    return precision
 
 
 @dataclass(frozen=True)
@@ -28,6 +50,7 @@ class BlockOptions:
         eps: of both layer norms.
         norm_first: layer norm before each part (GPT-2) rather than after it (BERT).
         causal: a token sees only itself and what stands before it.
+        precision: of inference, see PRECISIONS.
     """
 
     num_heads: int
@@ -35,6 +58,10 @@ class BlockOptions:
     eps: float = 1e-12
     norm_first: bool = False
     causal: bool = False
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
 
 
 class BlockWeights(NamedTuple):
@@ -54,6 +81,15 @@ class BlockWeights(NamedTuple):
     feed_forward_norm_bias: Tensor | None  # [hidden]
 
 
+def _linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str, reduced_dtype: torch.dtype
+) -> Tensor:
+    """A product of a block; in reduced precision its result has reduced_dtype."""
+    if precision == "fp32":
+        return F.linear_act(x, weight, bias, activation)
+    return F.linear_act(x, weight, bias, activation, precision=precision, dtype=reduced_dtype)
+
+
 def self_attention(
     x: Tensor,  # [total, hidden]
     cu_seqlens: Tensor,  # int32 [batch + 1]
@@ -64,9 +100,13 @@ def self_attention(
     *,
     causal: bool = False,
     dropout_p: float = 0.0,
+    precision: str = "fp32",
 ) -> Tensor:
-    """Multi-head attention of each sequence to itself, before the output projection: [total, hidden]."""
-    qkv = F.linear_act(x, qkv_weight, qkv_bias)  # [total, 3 * hidden]
+    """Multi-head attention of each sequence to itself, before the output projection: [total, hidden].
+
+    In bfloat16 where the precision is reduced.
+    """
+    qkv = _linear(x, qkv_weight, qkv_bias, "none", precision, torch.bfloat16)  # [total, 3 * hidden]
     head_dim = qkv_weight.shape[0] // (3 * num_heads)
     q, k, v = qkv.view(x.shape[0], 3, num_heads, head_dim).unbind(1)  # each [total, heads, head_dim]
     context = F.varlen_attention(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, causal=causal)
@@ -91,8 +131,37 @@ def transformer_block(
 
     The bias of each part's last product, its dropout, the residual and the following layer norm are one operation.
     Dropout applies whenever its probability is not 0: the caller knows whether it trains.
+
+    What the products multiply is options.precision's affair, see PRECISIONS. Without gradients and dropout a CPU runs the whole
+    block in one call.
     """
+    if dropout_p == 0.0 and attention_dropout_p == 0.0 and x.is_cpu:
+        y = whole_block(
+            x,
+            cu_seqlens,
+            max_seqlen,
+            (weights.qkv_weight, weights.out_weight, weights.up_weight, weights.down_weight),
+            (
+                weights.qkv_bias,
+                weights.out_bias,
+                weights.up_bias,
+                weights.down_bias,
+                weights.attention_norm_weight,
+                weights.attention_norm_bias,
+                weights.feed_forward_norm_weight,
+                weights.feed_forward_norm_bias,
+            ),
+            options.num_heads,
+            options.activation,
+            options.eps,
+            options.norm_first,
+            options.causal,
+            options.precision,
+        )
+        if y is not None:
+            return y
     w = weights
+    precision = options.precision
     y = (
         F.layer_norm(x, x.shape[-1], w.attention_norm_weight, w.attention_norm_bias, options.eps)
         if options.norm_first
@@ -107,8 +176,10 @@ def transformer_block(
         options.num_heads,
         causal=options.causal,
         dropout_p=attention_dropout_p,
+        precision=precision,
     )
-    projected = F.linear_act(context, w.out_weight)
+    stream = x.dtype
+    projected = _linear(context, w.out_weight, None, "none", precision, stream)
     x = x.to(projected.dtype)  # under autocast the first block's input is wider than its products
 
     if options.norm_first:
@@ -121,11 +192,12 @@ def transformer_block(
             x_bias=w.out_bias,
             dropout_p=dropout_p,
         )
-        up = F.linear_act(y, w.up_weight, w.up_bias, options.activation)
+        up = _linear(y, w.up_weight, w.up_bias, options.activation, precision, torch.bfloat16)
         if dropout_p == 0.0:
-            return F.linear_residual(up, w.down_weight, w.down_bias, x)
+            return F.linear_residual(up, w.down_weight, w.down_bias, x, precision=precision)
         # For its sum: the norm that follows belongs to the next block, and is not used here.
-        _, x = F.add_layer_norm(F.linear_act(up, w.down_weight), x, x_bias=w.down_bias, dropout_p=dropout_p)
+        down = _linear(up, w.down_weight, None, "none", precision, stream)
+        _, x = F.add_layer_norm(down, x, x_bias=w.down_bias, dropout_p=dropout_p)
         return x
 
     x = F.add_layer_norm(
@@ -138,9 +210,9 @@ def transformer_block(
         dropout_p=dropout_p,
         return_sum=False,
     )
-    up = F.linear_act(x, w.up_weight, w.up_bias, options.activation)
+    up = _linear(x, w.up_weight, w.up_bias, options.activation, precision, torch.bfloat16)
     return F.add_layer_norm(
-        F.linear_act(up, w.down_weight),
+        _linear(up, w.down_weight, None, "none", precision, stream),
         x,
         w.feed_forward_norm_weight,
         w.feed_forward_norm_bias,
@@ -149,6 +221,14 @@ def transformer_block(
         dropout_p=dropout_p,
         return_sum=False,
     )
+
+
+def _weight_and_bias(module: nn.Module) -> tuple[Any, Any]:
+    parameters = module._parameters  # past Module.__getattr__, which takes 0.6 µs; a parametrized weight is not there
+    try:
+        return parameters["weight"], parameters["bias"]
+    except KeyError:
+        return module.weight, module.bias
 
 
 class SelfAttention(nn.Module):
@@ -245,6 +325,7 @@ class TransformerBlock(nn.Module):
         norm_first: layer norm before each part (GPT-2) rather than after it (BERT).
         causal: a token sees only itself and what stands before it.
         bias: whether the four products have one.
+        precision: of inference, see PRECISIONS. It may be changed later; it is no part of the state.
     """
 
     def __init__(
@@ -260,6 +341,7 @@ class TransformerBlock(nn.Module):
         norm_first: bool = False,
         causal: bool = False,
         bias: bool = True,
+        precision: str = "fp32",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -279,25 +361,27 @@ class TransformerBlock(nn.Module):
             hidden_size, intermediate_size, activation, bias=bias, device=device, dtype=dtype
         )
         self.feed_forward_norm = LayerNorm(hidden_size, eps, device=device, dtype=dtype)
-        self.options = BlockOptions(num_heads, activation, eps, norm_first, causal)
+        self.options = BlockOptions(num_heads, activation, eps, norm_first, causal, precision)
         self.dropout_p = dropout_p
+
+    @property
+    def precision(self) -> str:
+        return self.options.precision
+
+    @precision.setter
+    def precision(self, precision: str) -> None:
+        self.options = replace(self.options, precision=precision)
 
     def weights(self) -> BlockWeights:
         """The parameters as ``transformer_block`` takes them."""
         attention, feed_forward = self.attention, self.feed_forward
         return BlockWeights(
-            attention.qkv.weight,
-            attention.qkv.bias,
-            attention.out.weight,
-            attention.out.bias,
-            self.attention_norm.weight,
-            self.attention_norm.bias,
-            feed_forward.up.weight,
-            feed_forward.up.bias,
-            feed_forward.down.weight,
-            feed_forward.down.bias,
-            self.feed_forward_norm.weight,
-            self.feed_forward_norm.bias,
+            *_weight_and_bias(attention.qkv),
+            *_weight_and_bias(attention.out),
+            *_weight_and_bias(self.attention_norm),
+            *_weight_and_bias(feed_forward.up),
+            *_weight_and_bias(feed_forward.down),
+            *_weight_and_bias(self.feed_forward_norm),
         )
 
     def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
@@ -314,4 +398,4 @@ class TransformerBlock(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"norm_first={self.options.norm_first}, dropout_p={self.dropout_p}"
+        return f"norm_first={self.options.norm_first}, dropout_p={self.dropout_p}, precision={self.precision!r}"

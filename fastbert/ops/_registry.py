@@ -8,6 +8,7 @@ The operators know no autograd: the public function of an operation enters its `
 and calls the operator directly when none is, which costs a third.
 """
 
+import functools
 import importlib
 import threading
 import warnings
@@ -145,6 +146,21 @@ def _choosing(operation: Operation, implementation: Implementation | None) -> Ca
         return function(*arguments)
 
     return run
+
+
+@functools.cache
+def has_extension() -> bool:
+    """Whether the C++ extension loads."""
+    try:
+        importlib.import_module("fastbert._C")
+    except ImportError:
+        return False  # the operations' own calls warn
+    return True
+
+
+def answers_with_extension() -> bool:
+    """Whether C++ answers on the CPU now: for what calls it past the operators."""
+    return not _state.reference_depth and has_extension()
 
 
 def _load_or_warn(implementation: Implementation | None, dtype: torch.dtype) -> Callable[..., Any] | None:

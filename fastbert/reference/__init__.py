@@ -27,7 +27,14 @@ from fastbert.reference.elementwise import (
 from fastbert.reference.embedding import embedding_layer_norm, embedding_layer_norm_backward
 from fastbert.reference.gated_act import GATE_ACTIVATIONS, gated_act, gated_act_backward
 from fastbert.reference.layer_norm import add_layer_norm, add_layer_norm_backward, layer_norm, layer_norm_backward
-from fastbert.reference.linear import linear_act, linear_act_backward, linear_residual
+from fastbert.reference.linear import (
+    PRECISIONS,
+    linear_act,
+    linear_act_backward,
+    linear_reduced,
+    linear_residual,
+    quantize_rows,
+)
 from fastbert.reference.losses import (
     cross_entropy,
     cross_entropy_backward,
@@ -42,6 +49,7 @@ __all__ = [
     "ACTIVATIONS",
     "GATE_ACTIVATIONS",
     "GELU_BY_APPROXIMATION",
+    "PRECISIONS",
     "add_layer_norm",
     "add_layer_norm_backward",
     "attention",
@@ -63,9 +71,11 @@ __all__ = [
     "linear_act_backward",
     "linear_cross_entropy",
     "linear_cross_entropy_backward",
+    "linear_reduced",
     "linear_residual",
     "pack",
     "philox",
+    "quantize_rows",
     "rms_norm",
     "rms_norm_backward",
     "rotary",

@@ -1,5 +1,6 @@
 """A linear layer with what follows it: an activation, or a residual."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -50,3 +51,57 @@ def linear_residual(
 ) -> Tensor:
     """x weightᵀ + bias + residual, [..., out]. Its gradient is linear_act_backward's with activation "none"."""
     return F.linear(x, weight, bias) + residual
+
+
+PRECISIONS = ("fp32", "bf16", "int8")
+
+_LARGEST_INTEGER = 127.0
+
+
+def quantize_rows(
+    x: Tensor,  # [..., width]
+) -> tuple[Tensor, Tensor]:
+    """Integers of at most 127 in magnitude [..., width], and scales [..., 1]: x ≈ integers * scale, both float32.
+
+    Symmetric: scale = max|row| / 127, integer = round(x * (127 / max|row|)), ties to even, in float32. A row of zeros has scale
+    0, and so has one so small that 127 / max|row| overflows. A row that is not finite has scale NaN.
+    """
+    x = x.float()
+    largest = x.abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros((*x.shape[:-1], 1))
+    inverse = _LARGEST_INTEGER / largest
+    usable = largest.isfinite() & inverse.isfinite()
+    integers = (x * inverse).round().masked_fill(~usable, 0.0)
+    scale = (largest / _LARGEST_INTEGER).masked_fill(inverse.isinf(), 0.0).masked_fill(~largest.isfinite(), torch.nan)
+    return integers, scale
+
+
+def linear_reduced(
+    x: Tensor,  # [..., in]
+    weight: Tensor,  # [out, in]
+    bias: Tensor | None,  # [out]
+    activation: str,
+    residual: Tensor | None,  # [..., out]
+    precision: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """activation(x weightᵀ + bias) + residual, [..., out] in dtype, of a product in reduced precision.
+
+    "bf16": x and weight are rounded to bfloat16, their products summed in float32.
+    "int8": each row of x (a token) and of weight (an output channel) is quantized as ``quantize_rows`` says; the integers' sum is
+    exact, and multiplied by both scales.
+    Bias, activation and residual are float32.
+    """
+    wide = wide_dtype(x)
+    if precision == "bf16":
+        pre = F.linear(x.bfloat16().to(wide), weight.bfloat16().to(wide))
+    elif precision == "int8":
+        x_integers, x_scale = quantize_rows(x)
+        weight_integers, weight_scale = quantize_rows(weight)
+        exact = F.linear(x_integers.double(), weight_integers.double())  # beyond 2²⁴, where float32 loses integers
+        pre = exact.to(wide) * (x_scale.to(wide) * weight_scale.to(wide).T)
+    else:
+        pre = F.linear(x.to(wide), weight.to(wide))
+    if bias is not None:
+        pre = pre + bias.to(wide)
+    y = ACTIVATIONS[activation][0](pre)
+    return (y if residual is None else y + residual.to(wide)).to(dtype)

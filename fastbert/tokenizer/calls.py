@@ -17,7 +17,7 @@ _PADDINGS = ("longest", "max_length", "do_not_pad")
 _TRUNCATIONS = ("only_first", "only_second", "longest_first", "do_not_truncate")
 _MAX_LENGTH = 2**31 - 1  # tokens; longer limits mean the same
 _UNCHANGING = {str, tuple}
-_MANY_TEXTS = 16  # from here on threads pay
+MANY_TEXTS = 16  # from here on threads pay
 _TEXT_TYPES = (
     "text input must be of type `str` (single example), `list[str]` (batch or single pretokenized example) or "
     "`list[list[str]]` (batch of pretokenized examples) or `list[tuple[list[str], list[str]]]` (batch of pretokenized "
@@ -207,13 +207,13 @@ def resolve_padding(
     return Padding(rounded_up(length, multiple), side == "left", token, tokenizer.convert_tokens_to_ids(token))
 
 
-def default_threads(tokenizer: Any, texts: Any, threads: int | None) -> int:
-    """As many as torch uses, which is one in a DataLoader's workers."""
+def default_threads(tokenizer: Any, many: bool, threads: int | None) -> int:
+    """As many as torch uses, which is one in a DataLoader's workers; one where there are not many texts."""
     if threads is None:
         threads = tokenizer.threads
     if threads is not None:
         return threads
-    return 1 if isinstance(texts, str) or len(texts) < _MANY_TEXTS else torch.get_num_threads()
+    return torch.get_num_threads() if many else 1
 
 
 def shape_outputs(

@@ -205,9 +205,9 @@ class CallSurface(SpecialTokens):
         types = "token_type_ids" in names if return_token_type_ids is None else return_token_type_ids
         mask = "attention_mask" in names if return_attention_mask is None else return_attention_mask
         vocabulary = self._vocabulary
-        rows = vocabulary.encode(
-            texts, pairs, options, bool(return_offsets_mapping), calls.default_threads(self, texts, threads)
-        )
+        many = not isinstance(texts, str) and len(texts) >= calls.MANY_TEXTS
+        used = calls.default_threads(self, many, threads)
+        rows = vocabulary.encode(texts, pairs, options, bool(return_offsets_mapping), used)
         if lengths.max_length is None and verbose and rows.longest > self.model_max_length:
             self._warn_of_length(rows.longest)
         if tensors == "packed":
@@ -314,7 +314,7 @@ class CallSurface(SpecialTokens):
             split_special_tokens=None,
         )
         alone = offsets is None and isinstance(data, bytes | bytearray | memoryview)
-        used = 1 if alone else calls.default_threads(self, (), threads) if threads is None else threads
+        used = calls.default_threads(self, not alone, threads)
         rows = self._vocabulary.encode_utf8(data, offsets, options, used)
         return rows if return_tensors is None else calls.packed_batch(rows, "token_type_ids" in self.model_input_names)
 

@@ -314,7 +314,11 @@ class WordPieceTokenizer(CallSurface):
         return (str(path),)
 
     def _saved_config(self) -> dict[str, Any]:
-        config = {key: value for key, value in self.init_kwargs.items() if _is_json(value)}
+        config = {
+            key: value
+            for key, value in self.init_kwargs.items()
+            if _is_json(value) and not key.endswith("_file")  # old configurations hold their authors' paths
+        }
         for name in ("model_max_length", "model_input_names", "padding_side", "truncation_side"):
             config[name] = getattr(self, name)
         for name in ("clean_up_tokenization_spaces", "split_special_tokens"):

@@ -1,0 +1,177 @@
+"""Weights as the C++ products read them, kept beside the parameters they were made from.
+
+The cache knows a weight by identity and holds it weakly: it is no part of a module, a ``state_dict``, a copy or a pickle. What was
+packed is used only while the weight is what it was: the same storage, address, shape, strides and dtype, and the same version,
+which torch counts at every change in place. A change that torch does not count (through ``.data`` or ``.numpy()``) is seen if it
+changes any of a few samples of the weight, as a change of all of it does; after one of single elements call
+``drop_packed_weights()``.
+"""
+
+import os
+import threading
+import weakref
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from fastbert import _C
+from fastbert.cpu._launch import DTYPE_NUMBERS
+
+# Numbers of csrc/cpu/linear.h's enum Precision.
+PRECISIONS = {"fp32": 0, "bf16": 1, "int8": 2}
+_ALIGNMENT = 64
+
+
+class PackedWeight:
+    """A weight [out, in] in panels for one instruction set.
+
+    Attributes:
+        precision: "fp32", "bf16" or "int8".
+        out, in_features: the weight's shape.
+        address: of the panels.
+        nbytes: of memory.
+        originals: address, bytes and fingerprint of each contiguous weight that it was made from.
+        blocks: plans of transformer blocks that begin with this weight, see fastbert.cpu.block.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_buffer",
+        "address",
+        "blocks",
+        "in_features",
+        "nbytes",
+        "originals",
+        "out",
+        "precision",
+    )
+
+    def __init__(self, weights: tuple[Tensor, ...], precision: str) -> None:
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        if weight.stride(-1) != 1 and weight.shape[1] != 1:
+            weight = weight.contiguous()
+        self.precision = precision
+        self.out, self.in_features = weight.shape
+        number = PRECISIONS[precision]
+        self.nbytes = _C.linear_packed_bytes(number, self.out, self.in_features)
+        self._buffer = torch.empty(self.nbytes + _ALIGNMENT, dtype=torch.uint8)
+        self.address = self._buffer.data_ptr() + -self._buffer.data_ptr() % _ALIGNMENT
+        _C.linear_pack(
+            number,
+            weight.data_ptr(),
+            DTYPE_NUMBERS[weight.dtype],
+            weight.stride(0),
+            self.out,
+            self.in_features,
+            self.address,
+            torch.get_num_threads(),
+        )
+        self.originals = [
+            (each.data_ptr(), each.nbytes, _C.fingerprint(each.data_ptr(), each.nbytes))
+            for each in weights
+            if each.is_contiguous()
+        ]
+        self.blocks: dict[object, object] = {}
+
+    def is_unchanged(self) -> bool:
+        """Whether samples of the originals are what they were; only while these are alive and current."""
+        return all(_C.fingerprint(address, nbytes) == expected for address, nbytes, expected in self.originals)
+
+
+def _stamp(weight: Tensor) -> tuple[object, ...]:
+    """What does not change while a weight is left alone."""
+    return (
+        weight._version,
+        weight.data_ptr(),
+        weight.untyped_storage()._cdata,
+        weight.dtype,
+        weight.shape,
+        weight.stride(),
+    )
+
+
+class _Entry:
+    __slots__ = ("isa", "packed", "pins", "references", "stamps")
+
+    def __init__(self, weights: tuple[Tensor, ...], precision: str, key: tuple[object, ...]) -> None:
+        def forget(_: object) -> None:
+            _entries.pop(key, None)
+
+        # Before packing: a change meanwhile makes the entry stale, never a later one.
+        self.stamps = [_stamp(weight) for weight in weights]
+        # A pinned storage object is not reused for another storage, so that its address in the stamp means it. (Its memory is
+        # not held.)
+        self.pins = [StorageWeakRef(weight.untyped_storage()) for weight in weights]
+        self.isa = _C.isa()
+        self.references = [weakref.ref(weight, forget) for weight in weights]
+        self.packed = PackedWeight(weights, precision)
+
+    def is_current(self, weights: tuple[Tensor, ...]) -> bool:
+        """By what torch and the instruction set say; the samples are looked at where the weight is used."""
+        for weight, stamp in zip(weights, self.stamps):  # noqa: B905 - strict costs as much as the comparison
+            if _stamp(weight) != stamp:
+                return False
+        return self.isa == _C.isa()
+
+
+_entries: dict[tuple[object, ...], _Entry] = {}
+_lock = threading.Lock()  # held while packing: two threads that need one weight do not both make it
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread may have held it
+    # OpenMP's threads are not there in a child, and the next parallel operation, torch's own too, would wait for them forever.
+    torch.set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def is_cacheable(weight: Tensor) -> bool:
+    """Whether changes of the weight can be noticed: tensors made under inference_mode have no version."""
+    return not weight.is_inference()
+
+
+def packed_weight(precision: str, *weights: Tensor, check: bool = True) -> PackedWeight:
+    """The packed weight, from the cache if it is current.
+
+    Args:
+        precision: "fp32", "bf16" or "int8".
+        weights: [out, in], float32 or bfloat16 on the CPU; several, of one dtype and ``in``, become one product with their
+            channels one after another.
+        check: whether samples of the weights are looked at too; without it the caller does.
+    """
+    key = (precision, *map(id, weights))
+    entry = _entries.get(key)
+    if entry is not None and entry.is_current(weights) and (not check or entry.packed.is_unchanged()):
+        return entry.packed
+    if not all(map(is_cacheable, weights)):
+        with torch.no_grad():
+            return PackedWeight(weights, precision)
+    with _lock:
+        entry = _entries.get(key)
+        if entry is None or not entry.is_current(weights) or not entry.packed.is_unchanged():
+            with torch.no_grad():
+                entry = _entries[key] = _Entry(weights, precision, key)
+        return entry.packed
+
+
+def forget(weights: Iterable[Tensor]) -> None:
+    """Drops what was packed from these weights."""
+    wanted = set(map(id, weights))
+    for key in list(_entries):
+        if wanted.intersection(key[1:]):
+            _entries.pop(key, None)
+
+
+def drop_packed_weights() -> None:
+    """Drops all packed weights; the next use packs again."""
+    _entries.clear()
+
+
+def all_packed() -> list[PackedWeight]:
+    """What the cache holds."""
+    return [entry.packed for entry in list(_entries.values())]
