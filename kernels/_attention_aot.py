@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbert.kernels import _configs
+from fastbert.kernels import _attention_configs
+from fastbert.kernels._rows import DTYPE_NAMES, meta_tensor
 
 #: What removes or adds code, by name; each is tried at one head width, some at all.
 AOT_VARIANTS: dict[str, dict[str, Any]] = {
@@ -23,8 +24,6 @@ AOT_VARIANTS: dict[str, dict[str, Any]] = {
     "dropout": dict(dropout_p=0.1),
     "additive-dropout": dict(mask=torch.float32, dropout_p=0.1),
 }
-
-DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def aot_inputs(
     """A call with 2 sequences of 4 heads."""
 
     def meta(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+        return meta_tensor(*shape, dtype=dtype)
 
     q = meta(2 * length, 4, head_dim) if packed else meta(2, 4, length, head_dim)
     boundaries = meta(3, dtype=torch.int32) if packed else None
@@ -64,7 +63,7 @@ def aot_inputs(
 def aot_grid(operation: str) -> list[tuple[str, int, torch.dtype, int, dict[str, Any]]]:
     """(case, head_dim, dtype, length, variant): every line of the operation's tables, the variants at 64."""
     grid = []
-    for head_dim, length in _configs.attention_lines(operation):
+    for head_dim, length in _attention_configs.attention_lines(operation):
         for dtype, name in DTYPE_NAMES.items():
             for variant, options in AOT_VARIANTS.items():
                 if (

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastbert.kernels import _configs
+from fastbert.kernels import _attention_configs
 from fastbert.kernels._attention_padding import key_bounds
 from fastbert.kernels._launch import Device, check_seed, check_tensors
 from fastbert.kernels._philox import first_counter, keep_scale, keep_threshold, keep_tile
@@ -280,8 +280,8 @@ class Call:
         )  # fmt: skip
 
     @property
-    def tile_key(self) -> _configs.AttentionKey:
-        return _configs.AttentionKey(
+    def tile_key(self) -> _attention_configs.AttentionKey:
+        return _attention_configs.AttentionKey(
             max(self.head_dim, self.value_dim),
             self.element_size,
             max(self.max_q, self.max_k),
@@ -301,7 +301,7 @@ class Call:
         """How many of `heads` (sequence, head) pairs run at a time, so that what they share stays in L2."""
         length = max(self.max_q, self.max_k)
         per_head = max(1, length * (self.head_dim + self.value_dim) * self.element_size)
-        return max(1, min(heads, _configs.L2_BYTES // per_head))
+        return max(1, min(heads, _attention_configs.L2_BYTES // per_head))
 
 
 def block_dim(head_dim: int) -> int:
@@ -348,9 +348,9 @@ def statistics_shape(q: Tensor) -> tuple[int, ...]:
 def check_head_dims(operation: str, **dims: int) -> None:
     """Raise for a head too wide for the kernels."""
     for name, dim in dims.items():
-        if not 1 <= dim <= _configs.MAX_HEAD_DIM:
+        if not 1 <= dim <= _attention_configs.MAX_HEAD_DIM:
             raise ValueError(
-                f"{operation}: {name} is {dim}; the Triton kernels take 1 to {_configs.MAX_HEAD_DIM}. "
+                f"{operation}: {name} is {dim}; the Triton kernels take 1 to {_attention_configs.MAX_HEAD_DIM}. "
                 "Use fastbert.use_reference() for other widths."
             )
 
@@ -445,6 +445,6 @@ def prepare(
     )
 
 
-def tile_for(operation: str, call: Call, device: Device) -> _configs.AttentionTile:
+def tile_for(operation: str, call: Call, device: Device) -> _attention_configs.AttentionTile:
     """The configuration of a call."""
-    return _configs.attention_tile(operation, device, call.tile_key)
+    return _attention_configs.attention_tile(operation, device, call.tile_key)

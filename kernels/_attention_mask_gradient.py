@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastbert.kernels import _configs
+from fastbert.kernels import _attention_configs, _configs
 from fastbert.kernels._attention_common import (
     VARYING,
     Call,
@@ -176,7 +176,7 @@ def mask_gradient(
     shared_heads = call.heads // mask_heads
     shared_blocks_q, shared_blocks_k = blocks_q // mask_blocks_q, blocks_k // mask_blocks_k
     tiles = call.batch // mask_batch * shared_heads * shared_blocks_q * shared_blocks_k
-    tiles_each, splits = _configs.mask_gradient_splits(device, blocks, tiles)
+    tiles_each, splits = _attention_configs.mask_gradient_splits(device, blocks, tiles)
     partial = d_mask if splits == 1 else d_mask.new_empty((splits, *d_mask.shape))
     launch(
         _mask_gradient_kernel, (splits * blocks,), q, grad_out, q, k, v, lse, delta, correction, partial,

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastbert.kernels import _configs
+from fastbert.kernels import _attention_configs
 from fastbert.kernels._launch import launch
 
 
@@ -43,6 +43,6 @@ def key_bounds(key_padding: Tensor) -> Tensor:
     bounds = torch.empty((batch, 3), dtype=torch.int32, device=key_padding.device)
     launch(
         _key_bounds_kernel, (batch,), key_padding, key_padding, bounds, key_padding.stride(0), seq_k,
-        BLOCK=_configs.KEY_BOUNDS_BLOCK, num_warps=4,
+        BLOCK=_attention_configs.KEY_BOUNDS_BLOCK, num_warps=4,
     )  # fmt: skip
     return bounds

@@ -33,7 +33,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastbert.kernels import _configs
+from fastbert.kernels import _attention_configs
 from fastbert.kernels._attention_aot import aot_grid, aot_inputs
 from fastbert.kernels._attention_common import (
     Call,
@@ -49,6 +49,7 @@ from fastbert.kernels._attention_dq import dq_kernel
 from fastbert.kernels._attention_mask_gradient import mask_gradient
 from fastbert.kernels._attention_rows import correction_kernel, delta_kernel, dq_cast_kernel
 from fastbert.kernels._launch import AotCase, Device, check_tensors, device_of, launch
+from fastbert.kernels._rows import meta_tensor
 
 
 def attention_backward(
@@ -153,9 +154,9 @@ _BY_KEYS = {
 
 def _way(call: Call, device: Device, deterministic: bool) -> str:
     """Which of the three ways a call goes."""
-    if _configs.has_attention_tile(_BY_KEYS["whole"], device, call.tile_key):
+    if _attention_configs.has_attention_tile(_BY_KEYS["whole"], device, call.tile_key):
         return "whole"
-    if not deterministic and _configs.has_attention_tile(_BY_KEYS["add"], device, call.tile_key):
+    if not deterministic and _attention_configs.has_attention_tile(_BY_KEYS["add"], device, call.tile_key):
         return "add"
     return "two passes"
 
@@ -164,7 +165,7 @@ def _launch_rows(kernel: Any, call: Call, q: Tensor, *tensors: Tensor | None, **
     """Start a kernel that works on rows of q alone: of a packed batch all are one sequence's."""
     rows = q.shape[0] if call.packed else call.max_q
     heads, sequences = call.heads, 1 if call.packed else call.batch
-    block_m = _configs.attention_rows(max(call.head_dim, call.value_dim))
+    block_m = _attention_configs.attention_rows(max(call.head_dim, call.value_dim))
     blocks = triton.cdiv(rows, block_m)
     launch(
         kernel, (blocks * heads * sequences,), q, *tensors, **statistics_strides(q), **arguments,
@@ -205,7 +206,7 @@ def aot_cases() -> Iterator[AotCase]:
     """What is compiled ahead of time: every line of the tables, and what adds or removes code."""
     for name, head_dim, dtype, length, options in aot_grid("attention_backward"):
         i = aot_inputs(head_dim, dtype, length, **options)
-        lse = torch.empty(statistics_shape(i.q), dtype=torch.float32, device="meta")
+        lse = meta_tensor(*statistics_shape(i.q), dtype=torch.float32)
         needs_mask_grad = options.get("mask") == torch.float32
         arguments = (i.q, i.q, i.k, i.v, i.q, lse, *i.arguments, needs_mask_grad)
         for deterministic in (False, True):

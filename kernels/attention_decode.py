@@ -21,8 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastbert.kernels import _configs
-from fastbert.kernels._attention_aot import DTYPE_NAMES
+from fastbert.kernels import _attention_configs
 from fastbert.kernels._attention_common import (
     LN2,
     LOG2E,
@@ -35,6 +34,7 @@ from fastbert.kernels._attention_common import (
     unit_stride,
 )
 from fastbert.kernels._launch import AotCase, check_device, check_tensors, device_of, launch
+from fastbert.kernels._rows import DTYPE_NAMES, meta_tensor
 
 _VARYING = ["seq_q", "capacity", "heads", "kv_heads", "splits", "row_tiles", "window_left"]
 
@@ -209,12 +209,12 @@ def attention_decode(
     left = window_left if window_left < capacity + seq_q else -1
     rows = seq_q * (heads // kv_heads)
     device = device_of(q)
-    key = _configs.AttentionKey(max(head_dim, value_dim), q.element_size(), capacity, dropout=False)
-    tile = _configs.attention_tile(operation, device, key)
+    key = _attention_configs.AttentionKey(max(head_dim, value_dim), q.element_size(), capacity, dropout=False)
+    tile = _attention_configs.attention_tile(operation, device, key)
     block_m = min(max(triton.next_power_of_2(rows), 16), tile.block_m)
     row_tiles = triton.cdiv(rows, block_m)
     longest = capacity if left < 0 else min(capacity, left + seq_q)
-    splits = _configs.decode_splits(device, batch * kv_heads * row_tiles, triton.cdiv(longest, tile.block_n))
+    splits = _attention_configs.decode_splits(device, batch * kv_heads * row_tiles, triton.cdiv(longest, tile.block_n))
 
     partial_out = partial_max = partial_sum = None
     if splits > 1:
@@ -244,7 +244,7 @@ def attention_decode(
 
 def aot_cases() -> Iterator[AotCase]:
     """What is compiled ahead of time: every line of the table, one and several queries, split and not."""
-    for head_dim, _ in _configs.attention_lines("attention_decode"):
+    for head_dim, _ in _attention_configs.attention_lines("attention_decode"):
         for dtype, name in DTYPE_NAMES.items():
             for variant, (batch, seq_q, heads, kv_heads, alibi, left) in {
                 "split": (1, 1, 4, 4, False, -1),
@@ -253,7 +253,7 @@ def aot_cases() -> Iterator[AotCase]:
             }.items():
 
                 def meta(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-                    return torch.empty(shape, dtype=dtype, device="meta")
+                    return meta_tensor(*shape, dtype=dtype)
 
                 cache = meta(batch, 4096, kv_heads, head_dim)
                 slopes = meta(heads, dtype=torch.float32) if alibi else None

@@ -17,8 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastbert.kernels import _configs
+from fastbert.kernels import _loss_configs
 from fastbert.kernels._launch import AotCase, as_rows, check_device, check_tensors, device_of, launch
+from fastbert.kernels._rows import DTYPE_NAMES, meta_tensor
 
 LOG2E: tl.constexpr = tl.constexpr(math.log2(math.e))
 #: Bounds of a running maximum. An infinite one would make inf - inf of a row of -inf, or of a logit that is inf itself;
@@ -82,7 +83,7 @@ def cross_entropy(
     lse = torch.empty_like(losses)
     if rows:
         logits = as_rows(logits, classes)
-        line = _configs.class_tile("cross_entropy", classes, device_of(logits))
+        line = _loss_configs.class_tile("cross_entropy", classes, device_of(logits))
         launch(
             _forward_kernel, (rows,), logits,
             logits, target.contiguous(), losses, lse, classes, logits.stride(0), ignore_index, label_smoothing,
@@ -157,7 +158,7 @@ def _backward(
     check_device(operation, "target", target)
     rows, classes = logits.shape
     if rows:
-        line = _configs.class_tile("cross_entropy_backward", classes, device_of(logits))
+        line = _loss_configs.class_tile("cross_entropy_backward", classes, device_of(logits))
         blocks = triton.cdiv(classes, line.block)
         launch(
             _backward_kernel, (rows * blocks,), logits,
@@ -172,14 +173,11 @@ def _backward(
 
 def aot_cases() -> Iterator[AotCase]:
     """What is compiled ahead of time: few classes and a vocabulary, each dtype and alignment."""
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    for classes, (name, dtype), aligned in itertools.product((1024, 32768), dtypes.items(), (True, False)):
+    for classes, (dtype, name), aligned in itertools.product((1024, 32768), DTYPE_NAMES.items(), (True, False)):
         width = classes if aligned else classes - 1
-        start = 0 if aligned else 1
-        logits = torch.empty(start + 64 * width, dtype=dtype, device="meta")[start:].view(64, width)
-        target = torch.empty(64, dtype=torch.int64, device="meta")
-        rows = torch.empty(64, dtype=torch.float32, device="meta")
-        gradient = torch.empty((), dtype=torch.float32, device="meta").expand(64)
+        logits = meta_tensor(64, width, dtype=dtype, aligned=aligned)
+        target = meta_tensor(64, dtype=torch.int64)
+        rows, gradient = meta_tensor(64, dtype=torch.float32), meta_tensor(dtype=torch.float32).expand(64)
         calls: dict[str, Callable[[], object]] = {
             "cross_entropy": lambda z=logits, t=target: cross_entropy(z, t, -100, 0.0),
             "cross_entropy-smoothed": lambda z=logits, t=target: cross_entropy(z, t, -100, 0.1),

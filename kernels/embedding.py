@@ -12,7 +12,6 @@ norm to an embedding. Ids are clamped to their tables. A row too wide for one pr
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor
 from fastbert.kernels import _configs
 from fastbert.kernels._launch import AotCase, as_rows, check_device, check_seed, check_tensors, device_of, launch
 from fastbert.kernels._philox import first_counter, keep_scale, keep_threshold, keep_tile
+from fastbert.kernels._rows import DTYPE_NAMES, add_partials, blocked, dense, meta_tensor
 from fastbert.kernels._table_gradient import table_gradient
 
 _VARYING = ["rows", "words", "positions", "types", "counter", "threshold"]
@@ -183,10 +183,10 @@ def embedding_layer_norm(
     rows = input_ids.numel()
     if rows and width:
         line = _configs.row_tile(operation, min(width, _configs.MAX_WIDTH), device_of(word))
-        block, tile_rows = _configs.blocked(width, line)
+        block, tile_rows = blocked(width, line)
         launch(
             _forward_kernel, (triton.cdiv(rows, tile_rows),), word,
-            *inputs.pointers, *map(_dense, (weight, bias)), seed, y, *((mean, rstd) if save_stats else (None, None)),
+            *inputs.pointers, *map(dense, (weight, bias)), seed, y, *((mean, rstd) if save_stats else (None, None)),
             rows, width, *inputs.sizes, *inputs.strides, eps, *random,
             num_warps=line.num_warps, WHOLE=width <= block, DROPOUT=dropout, RUN=16 // word.element_size(),
             ROWS=tile_rows, BLOCK=block,
@@ -314,29 +314,6 @@ def _backward_kernel(
         tl.store(partial + programs.to(tl.int64) * width, tl.sum(sum_dbias, axis=0), mask=column < width)
 
 
-@triton.jit(do_not_specialize=["programs"])
-def _reduce_kernel(
-    partials,  # float32 [2, programs, width]
-    dweight,  # float32 [width], written
-    dbias,  # float32 [width], written
-    programs, width,
-    PROGRAMS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Add the programs' partial sums. Grid: (blocks of columns, 2): dweight, dbias."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    kind = tl.program_id(1)
-    partial = partials + kind * programs.to(tl.int64) * width
-    total = tl.zeros([PROGRAMS, COLUMNS], tl.float32)
-    for first_program in range(0, programs, PROGRAMS):
-        program = first_program + tl.arange(0, PROGRAMS).to(tl.int64)
-        in_bounds = (program < programs)[:, None] & (column < width)[None, :]
-        total += tl.load(partial + program[:, None] * width + column[None, :], mask=in_bounds, other=0.0)
-    out = dweight
-    if kind == 1:
-        out = dbias
-    tl.store(out + column, tl.sum(total, axis=0), mask=column < width)
-
-
 def embedding_layer_norm_backward(
     grad_y: Tensor,  # [..., width]
     input_ids: Tensor,  # int [...]
@@ -378,12 +355,12 @@ def embedding_layer_norm_backward(
     if rows and width and (any(needs_tables) or needs_parameters):
         device = device_of(word)
         line = _configs.row_tile(operation, min(width, _configs.MAX_WIDTH), device)
-        block, tile_rows = _configs.blocked(width, line)
+        block, tile_rows = blocked(width, line)
         blocks = triton.cdiv(width, block)
         programs = triton.cdiv(_configs.PROGRAMS_PER_PROCESSOR * device.processors, blocks)
         programs = min(programs, triton.cdiv(rows, tile_rows))
         grad_y = as_rows(grad_y, width)
-        tensors = (*inputs.pointers, grad_y, _dense(weight), seed, mean.contiguous(), rstd.contiguous())
+        tensors = (*inputs.pointers, grad_y, dense(weight), seed, mean.contiguous(), rstd.contiguous())
         scalars = (rows, width, *inputs.sizes, *inputs.strides, grad_y.stride(0), *random)
         constexprs = dict(DROPOUT=dropout, RUN=16 // word.element_size(), BLOCK=block)
         row_means = partials = None
@@ -400,11 +377,7 @@ def embedding_layer_norm_backward(
             num_warps=line.num_warps, ROWS=tile_rows, STAGES=line.num_stages, **constexprs,
         )  # fmt: skip
         if partials is not None:
-            tile = _configs.reduce_tile(device)
-            launch(
-                _reduce_kernel, (triton.cdiv(width, tile.columns), 2), word, partials, dweight, dbias, programs, width,
-                num_warps=tile.num_warps, PROGRAMS=tile.programs, COLUMNS=tile.columns,
-            )  # fmt: skip
+            add_partials(partials, (dweight, dbias), needs[3:])
     nothing = torch.empty(0, dtype=torch.float32, device=word.device)
     gradients = [nothing, nothing.clone(), nothing.clone()]
     for i, (ids, table) in enumerate(zip(all_ids, tables, strict=True)):
@@ -426,10 +399,10 @@ class _Inputs:
 
     def __init__(self, ids: Sequence[Tensor | None], tables: Sequence[Tensor | None]) -> None:
         flat = [None if each is None else each.reshape(-1).contiguous() for each in ids]
-        dense = [None if table is None else as_rows(table, table.shape[1]) for table in tables]
-        self.pointers = (*flat, *dense)
-        self.sizes = [0 if table is None else table.shape[0] for table in dense]
-        self.strides = [0 if table is None else table.stride(0) for table in dense]
+        readable = [None if table is None else as_rows(table, table.shape[1]) for table in tables]
+        self.pointers = (*flat, *readable)
+        self.sizes = [0 if table is None else table.shape[0] for table in readable]
+        self.strides = [0 if table is None else table.stride(0) for table in readable]
 
 
 def _inputs(operation: str, ids: Sequence[Tensor | None], tables: Sequence[Tensor | None]) -> _Inputs:
@@ -456,19 +429,14 @@ def _dropout(
     return dropout_p != 0.0, check_seed(operation, seed) if dropout_p != 0.0 else None, random
 
 
-def _dense(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.contiguous()
-
-
 # -------------------------------------------------------------------------------------------------------- ahead of time
 
 
 def aot_cases() -> Iterator[AotCase]:
     """What is compiled ahead of time: every line of the tables, usual widths, each dtype and alignment."""
     operations = ("embedding_layer_norm", "embedding_layer_norm_backward")
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     widths = sorted({128, 384, 768} | _configs.row_tile_widths(*operations))
-    for columns, (name, dtype), aligned in itertools.product(widths, dtypes.items(), (True, False)):
+    for columns, (dtype, name), aligned in itertools.product(widths, DTYPE_NAMES.items(), (True, False)):
         width = columns if aligned else columns - 1
         for call_name, call in _aot_calls(width, dtype, aligned).items():
             operation, _, variant = call_name.partition("-")
@@ -480,16 +448,11 @@ def aot_cases() -> Iterator[AotCase]:
 
 
 def _aot_calls(width: int, dtype: torch.dtype, aligned: bool) -> dict[str, Callable[[], object]]:
-    rows, start = 256, 0 if aligned else 1
-
-    def tensor(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-        # An unaligned tensor starts one element after an aligned one.
-        return torch.empty(start + math.prod(shape), dtype=dtype, device="meta")[start:].view(shape)
-
-    ids, seed = tensor(rows, dtype=torch.int64), tensor(1, dtype=torch.int64)
-    tables = (tensor(1000, width), tensor(512, width), tensor(2, width))
-    parameter, grad_y = tensor(width), tensor(rows, width)
-    statistics = torch.empty(rows, dtype=torch.float32, device="meta")
+    rows = 256
+    ids, seed = (meta_tensor(n, dtype=torch.int64, aligned=aligned) for n in (rows, 1))
+    tables = tuple(meta_tensor(n, width, dtype=dtype, aligned=aligned) for n in (1000, 512, 2))
+    parameter, grad_y = (meta_tensor(*shape, dtype=dtype, aligned=aligned) for shape in ((width,), (rows, width)))
+    statistics = meta_tensor(rows, dtype=torch.float32)
     everything, words = (ids, ids, ids, *tables), (ids, None, None, tables[0], None, None)
     return {
         "embedding_layer_norm": lambda: embedding_layer_norm(

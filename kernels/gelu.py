@@ -101,7 +101,8 @@ def _launch(
     rows = x.numel() // width
     device = device_of(x)
     line = _configs.element_tile(operation, device)
-    block, tile_rows = blocked_elementwise(rows, width, line.tile)
+    tile = line.tile // 2 if dbias is not None and x.element_size() == 4 else line.tile
+    block, tile_rows = blocked_elementwise(rows, width, tile)
     blocks, programs = triton.cdiv(width, block), triton.cdiv(rows, tile_rows)
     if dbias is not None:
         programs = min(programs, triton.cdiv(_configs.PROGRAMS_PER_PROCESSOR * device.processors, blocks))

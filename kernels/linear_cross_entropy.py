@@ -18,8 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastbert.kernels import _configs
+from fastbert.kernels import _loss_configs
 from fastbert.kernels._launch import AotCase, check_device, check_tensors, device_of, launch
+from fastbert.kernels._rows import DTYPE_NAMES, meta_tensor
 from fastbert.kernels.cross_entropy import HIGHEST, LOG2E, LOWEST
 
 VARYING = ["rows", "splits", "split_blocks", "slots", "first_slot", "split_classes", "ignore_index"]
@@ -192,10 +193,10 @@ def linear_cross_entropy(
     lse = torch.zeros_like(losses)
     if rows:
         device = device_of(x)
-        tile = _configs.product_tile("forward", device, x.element_size(), hidden)
+        tile = _loss_configs.product_tile("forward", device, x.element_size(), hidden)
         row_of_slot, count = list_labelled(target, ignore_index)
         class_blocks = triton.cdiv(classes, tile.block_n)
-        split_blocks = triton.cdiv(class_blocks, _configs.CLASS_SPLITS)
+        split_blocks = triton.cdiv(class_blocks, _loss_configs.CLASS_SPLITS)
         splits = triton.cdiv(class_blocks, split_blocks)
         smoothed = label_smoothing != 0.0
         partials = torch.empty((4 if smoothed else 3, splits, rows), dtype=torch.float32, device=x.device)
@@ -205,11 +206,11 @@ def linear_cross_entropy(
             rows, hidden, classes, x.stride(0), weight.stride(0), splits, split_blocks,
             num_warps=tile.num_warps, SMOOTHED=smoothed, **logits_constexprs(x, tile),
         )  # fmt: skip
-        slots = _configs.COMBINE_SLOTS
+        slots = _loss_configs.COMBINE_SLOTS
         launch(
             _combine_kernel, (triton.cdiv(rows, slots),), x,
             partials, row_of_slot, count, losses, lse, rows, classes, splits, label_smoothing,
-            num_warps=4, SMOOTHED=smoothed, SPLITS=triton.next_power_of_2(_configs.CLASS_SPLITS), SLOTS=slots,
+            num_warps=4, SMOOTHED=smoothed, SPLITS=triton.next_power_of_2(_loss_configs.CLASS_SPLITS), SLOTS=slots,
         )  # fmt: skip
     return losses, lse
 
@@ -236,7 +237,7 @@ def precision(x: Tensor) -> str:
     return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def logits_constexprs(x: Tensor, tile: _configs.ProductTile) -> dict[str, object]:
+def logits_constexprs(x: Tensor, tile: _loss_configs.ProductTile) -> dict[str, object]:
     """Of a product that sums over the columns of x."""
     return dict(PRECISION=precision(x), EVEN=x.shape[1] % tile.block_k == 0, **tile.constexprs)
 
@@ -247,16 +248,15 @@ def logits_constexprs(x: Tensor, tile: _configs.ProductTile) -> dict[str, object
 def aot_inputs() -> Iterator[tuple[str, tuple[Tensor, Tensor, Tensor | None, Tensor], float, bool]]:
     """(suffix of the id, (x, weight, bias, target), smoothing, sample): each dtype; widths that are a multiple of 256, of 128
     and odd, with an unaligned start; with and without bias and smoothing."""
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    for hidden, (name, dtype), variant in itertools.product((768, 384, 767), dtypes.items(), ("", "plain")):
-        rows, classes, start = 4096, 30522, hidden % 2
+    for hidden, (dtype, name), variant in itertools.product((768, 384, 767), DTYPE_NAMES.items(), ("", "plain")):
+        rows, classes = 4096, 30522
         if variant and hidden != 768:
             continue
         x, weight, bias = (
-            torch.empty(start + n * width, dtype=dtype, device="meta")[start:].view(n, width)
+            meta_tensor(n, width, dtype=dtype, aligned=hidden % 2 == 0)
             for n, width in ((rows, hidden), (classes, hidden), (1, classes))
         )
-        target = torch.empty(rows, dtype=torch.int64, device="meta")
+        target = meta_tensor(rows, dtype=torch.int64)
         sample = dtype is torch.bfloat16 and hidden == 768 and not variant
         suffix = "-".join(filter(None, [f"h{hidden}", name, variant]))
         yield suffix, (x, weight, None if variant else bias[0], target), 0.0 if variant else 0.1, sample

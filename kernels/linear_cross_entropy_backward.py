@@ -21,8 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastbert.kernels import _configs
+from fastbert.kernels import _loss_configs
 from fastbert.kernels._launch import AotCase, Device, check_tensors, device_of, launch
+from fastbert.kernels._rows import meta_tensor
 from fastbert.kernels.cross_entropy import LOG2E
 from fastbert.kernels.linear_cross_entropy import (
     VARYING,
@@ -219,9 +220,9 @@ def _dweight_kernel(
 class _Plan:
     """How the backward pass cuts its work."""
 
-    d_logits_tile: _configs.ProductTile
-    dx_tile: _configs.ProductTile
-    dweight_tile: _configs.ProductTile
+    d_logits_tile: _loss_configs.ProductTile
+    dx_tile: _loss_configs.ProductTile
+    dweight_tile: _loss_configs.ProductTile
     slots: int  # labelled rows of a chunk
     class_stride: int  # elements of a row of d_logits
     splits: int  # of the classes, for dx
@@ -230,9 +231,9 @@ class _Plan:
 
 def _plan(rows: int, hidden: int, classes: int, device: Device, element_size: int) -> _Plan:
     d_logits_tile, dx_tile, dweight_tile = (
-        _configs.product_tile(kernel, device, element_size, hidden) for kernel in ("d_logits", "dx", "dweight")
+        _loss_configs.product_tile(kernel, device, element_size, hidden) for kernel in ("d_logits", "dx", "dweight")
     )
-    slots = _configs.chunk_slots(rows, d_logits_tile)
+    slots = _loss_configs.chunk_slots(rows, d_logits_tile)
     # Rows of d_logits end on a whole tile of those who read them, which so need no mask there.
     end = max(dx_tile.block_k, dweight_tile.block_m)
     # A chunk alone has too few tiles of dx for all programs.
@@ -322,7 +323,7 @@ def linear_cross_entropy_backward(
             launch(
                 _dweight_kernel, (min(dweight_tile.programs(device), dweight_units),), x,
                 d_logits, bias_partials, x_chunk, count,
-                dweight if needs_dweight else None, dbias if needs_dbias else None,
+                dweight if needs_dweight and hidden else None, dbias if needs_dbias else None,
                 hidden, classes, class_stride, first_slot, slots,
                 num_warps=dweight_tile.num_warps, FIRST=first_slot == 0, SLOT_BLOCK=d_logits_tile.block_m,
                 **_product_constexprs(x, dweight_tile),
@@ -330,7 +331,7 @@ def linear_cross_entropy_backward(
     return dx, dweight, dbias
 
 
-def _product_constexprs(x: Tensor, tile: _configs.ProductTile) -> dict[str, object]:
+def _product_constexprs(x: Tensor, tile: _loss_configs.ProductTile) -> dict[str, object]:
     """Of a product that has the columns of x."""
     return dict(PRECISION=precision(x), EVEN=x.shape[1] % tile.block_n == 0, **tile.constexprs)
 
@@ -341,7 +342,7 @@ def _product_constexprs(x: Tensor, tile: _configs.ProductTile) -> dict[str, obje
 def aot_cases() -> Iterator[AotCase]:
     """What is compiled ahead of time."""
     for suffix, arguments, smoothing, sample in aot_inputs():
-        rows = torch.empty(arguments[0].shape[0], dtype=torch.float32, device="meta")
+        rows = meta_tensor(arguments[0].shape[0], dtype=torch.float32)
         yield AotCase(
             f"linear_cross_entropy_backward-{suffix}",
             lambda a=arguments, s=smoothing, r=rows: linear_cross_entropy_backward(

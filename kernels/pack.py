@@ -90,7 +90,8 @@ def _unpack_kernel(
     token = first_token + tl.arange(0, ROWS)
     index = tl.load(indices + token, mask=token < total, other=-1)
     hit = index[None, :] == row[:, None]
-    source = tl.sum(tl.where(hit, token[None, :], 0), axis=1)
+    # The largest, so that indices which are not ascending as they must be never name a token that is not there.
+    source = tl.max(tl.where(hit, token[None, :], 0), axis=1)
     is_real = tl.sum(hit.to(tl.int32), axis=1) > 0
     in_bounds = (row < padded_rows)[:, None] & (column < width)
     padding = tl.full([ROWS, BLOCK], padding_value, packed.dtype.element_ty)

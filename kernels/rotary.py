@@ -19,6 +19,9 @@ from fastbert.kernels import _configs
 from fastbert.kernels._launch import AotCase, check_device, check_tensors, device_of, launch
 from fastbert.kernels._rows import DTYPE_NAMES, dense, meta_tensor
 
+#: Tokens are counted in 32 bits, a tile past the end included.
+_MAX_TOKENS = 2**31 - 2**16
+
 
 @triton.jit(do_not_specialize=["tokens", "positions"])
 def _rotary_kernel(
@@ -86,8 +89,8 @@ def rotary(
 ) -> Tensor:
     """x rotated, like x, contiguous.
 
-    Raises ValueError for a head_dim above 1024, 2**31 tokens or a tensor that is not on the kernels' device, TypeError for
-    a dtype.
+    Raises ValueError for a head_dim above 1024, more than 2**31 - 2**16 tokens or a tensor that is not on the kernels' device,
+    TypeError for a dtype.
     """
     check_tensors("rotary", x=x, cos=cos, sin=sin)
     if position_ids is not None:
@@ -108,8 +111,8 @@ def rotary(
         sequences = sequences.contiguous()
     batch, seq, heads, _ = sequences.shape
     tokens = batch * seq
-    if tokens >= 2**31:
-        raise ValueError(f"rotary: {tokens} tokens; the Triton kernel takes at most {2**31 - 1}. Split the batch.")
+    if tokens > _MAX_TOKENS:
+        raise ValueError(f"rotary: {tokens} tokens; the Triton kernel takes at most {_MAX_TOKENS}. Split the batch.")
     half_block = triton.next_power_of_2(half)
     rest_block = triton.next_power_of_2(head_dim - 2 * half) if head_dim > 2 * half else 0
     tile = _configs.element_tile("rotary", device_of(x))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastbert.kernels import _configs
 from fastbert.kernels._launch import AotCase, as_rows, check_device, check_tensors, device_of, launch
+from fastbert.kernels._rows import DTYPE_NAMES, blocked, meta_tensor
 
 _VARYING = ["rows", "queries", "size_1", "size_2", "size_3"]
 
@@ -147,7 +148,7 @@ def softmax(
     if rows > _MAX_ROWS:
         raise ValueError(f"softmax: {rows} rows; the Triton kernel takes at most {_MAX_ROWS}. Call it on parts.")
     line = _configs.row_tile("softmax", min(columns, _configs.MAX_WIDTH), device_of(x))
-    block, tile_rows = _configs.blocked(columns, line)
+    block, tile_rows = blocked(columns, line)
     launch(
         _forward_kernel, (triton.cdiv(rows, tile_rows),), x,
         x_rows, mask, y, rows, columns, x.shape[-2] if x.dim() > 1 else 1, x_rows.stride(0),
@@ -241,7 +242,7 @@ def softmax_backward(
     columns = y.shape[-1]
     grad_rows, y_rows = as_rows(grad_y, columns), as_rows(y, columns)
     line = _configs.row_tile("softmax_backward", min(columns, _configs.MAX_WIDTH), device_of(y))
-    block, tile_rows = _configs.blocked(columns, line)
+    block, tile_rows = blocked(columns, line)
     rows = y_rows.shape[0]
     launch(
         _backward_kernel, (triton.cdiv(rows, tile_rows),), y,
@@ -257,18 +258,16 @@ def softmax_backward(
 def aot_cases() -> Iterator[AotCase]:
     """What is compiled ahead of time: every line of the tables in each dtype and alignment; masks at one width."""
     widths = sorted({128} | _configs.row_tile_widths("softmax", "softmax_backward"))
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    for columns, (name, dtype), aligned in itertools.product(widths, dtypes.items(), (True, False)):
+    for columns, (dtype, name), aligned in itertools.product(widths, DTYPE_NAMES.items(), (True, False)):
         width = columns if aligned else columns - 1
-        start = 0 if aligned else 1
-        x = torch.empty(start + 64 * width, dtype=dtype, device="meta")[start:].view(4, 16, width)
+        x = meta_tensor(4, 16, width, dtype=dtype, aligned=aligned)
         sample = (columns, name, aligned) in ((128, "bf16", True), (_configs.MAX_WIDTH, "fp16", False))
         calls: dict[str, Callable[[], object]] = {
             "softmax": lambda x=x: softmax(x, None, 0.125, False),
             "softmax_backward": lambda x=x: softmax_backward(x, x, 0.125),
         }
         if columns in (128, _configs.MAX_WIDTH):
-            keep = torch.empty(4, 1, width, dtype=torch.bool, device="meta")
+            keep = meta_tensor(4, 1, width, dtype=torch.bool)
             calls["softmax-bool"] = lambda x=x, keep=keep: softmax(x, keep, 0.125, False)
             calls["softmax-additive-causal"] = lambda x=x: softmax(x, x[0], 0.125, True)
         for call_name, call in calls.items():

@@ -470,7 +470,7 @@ def check_infinite_logits_backward(operations: Any, dtype: torch.dtype, device: 
 def check_padding_is_not_read(operations: Any, dtype: torch.dtype, device: str = "cpu", factor: int = 1) -> None:
     """Whole blocks of padded keys may hold NaN: nothing of them reaches a result, and their gradients are zero."""
     keys, real = 160 * factor, 60 * factor
-    i = inputs(Case(((17 * factor, keys),) * 2), dtype, device)
+    i = inputs(Case(((17 * factor, keys),) * 2, heads=1, kv_heads=1), dtype, device)
     key = torch.arange(keys, device=i.q.device)
     padding = torch.stack([key < real, key >= keys - real])
     far = torch.stack([key >= keys - real, key < real])  # a block of any table's away from the real ones
@@ -491,7 +491,7 @@ def check_padding_is_not_read(operations: Any, dtype: torch.dtype, device: str =
 
 def check_least_masks(operations: Any, dtype: torch.dtype, device: str = "cpu") -> None:
     """A row of nothing but a mask's least number averages the values, and its gradient is an average's."""
-    i = inputs(Case(((33, 40), (33, 40)), mask="additive-h-q"), dtype, device)
+    i = inputs(Case(((33, 40), (33, 40)), heads=1, kv_heads=1, mask="additive-h-q"), dtype, device)
     mask = torch.full((2, 1, 1, 40), torch.finfo(torch.float32).min, device=device)
     arguments = (*i.arguments[:4], mask, *i.arguments[5:])
     out, lse = operations.attention(i.q, i.k, i.v, *arguments, True)

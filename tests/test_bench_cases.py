@@ -8,7 +8,8 @@ import torch
 from fastbert import MissingBackendWarning
 from fastbert.bench import text
 from fastbert.bench.cases import CaseUnavailable, Settings, all_cases, select
-from fastbert.bench.suites import attention, cpu, elementwise, losses
+from fastbert.bench.floors import H200
+from fastbert.bench.suites import _training, attention, cpu, elementwise, losses
 
 CASES = {case.name: case for case in all_cases()}
 OPS = [name for name, case in CASES.items() if case.suite == "ops" and "16384" not in name]
@@ -27,35 +28,35 @@ def test_contenders_of_an_operation_are_right(name):
     assert sum(check.error is not None for check in checks.values()) >= 2
 
 
+SMALL = _training.Sizes(tokens=64, seq=16, heads=2, head_dim=12, inner=40, vocabulary=50)
+
+
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize(("operation", "name"), losses._PROBLEMS, ids="-".join)
-def test_training_sizes_are_right_where_they_are_small(operation, name, backward, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function: function)  # what it makes is torch's to test
-    sizes = losses.Sizes(tokens=64, seq=16, heads=2, hidden=24, vocabulary=50, dtype=torch.float32)
+@pytest.mark.parametrize(
+    "problem", elementwise.problems(SMALL) + losses.problems(SMALL), ids=lambda p: f"{p.operation}-{p.title}"
+)
+def test_training_sizes_are_right_where_they_are_small(problem, backward):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MissingBackendWarning)
-        prepared = losses.prepare(operation, losses._PROBLEMS[operation, name], backward, Settings(), sizes)
+        prepared = _training.prepare(problem, backward, Settings())
         checks = prepared.check()
-    assert all(check.passed and check.error is not None for check in checks.values()), checks
+    name = f"{problem.operation}_backward" if backward else problem.operation
+    announced = next(case.contenders for case in CASES.values() if case.cuda_only and case.group == name)
+    assert {each.name for each in prepared.contenders} | prepared.not_measured.keys() == set(announced)
+    assert sum(check.error is not None for check in checks.values()) == 2
+    assert all(check.passed for check in checks.values()), checks
+
+
+def test_training_sizes_need_a_gpu():
+    with pytest.raises(CaseUnavailable, match="softmax at training size needs a CUDA device"):
+        CASES["ops/softmax/16384x12x512-masked-bf16"].prepare(Settings())
 
 
 def test_floors_on_an_h200():
     """The figures that the goals were written with: 16384 tokens of BERT-base, bfloat16."""
-    logits = 16384 * 30522 * 2
-    assert losses.floor_seconds(logits, 0) == pytest.approx(233e-6, rel=0.01)
-    product = 2 * 16384 * 768 * 30522
-    assert losses.floor_seconds(0, product) == pytest.approx(972e-6, rel=0.01)
-
-
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("problem", elementwise.PROBLEMS, ids=lambda problem: f"{problem.operation}-{problem.title}")
-def test_contenders_of_the_elementwise_suite_are_right(problem, backward):
-    """On fewer tokens; and what the limit moves is what the operation's tensors hold."""
-    prepared = elementwise.prepare(problem, backward, 512, Settings())
-    assert {each.name for each in prepared.contenders} | prepared.not_measured.keys() >= {"torch", "torch.compile"}
-    checks = prepared.check()
-    assert sum(check.error is not None for check in checks.values()) == 2
-    assert all(check.passed for check in checks.values()), checks
+    works = {(p.operation, p.title): p.forward for p in losses.PROBLEMS}
+    assert works["cross_entropy", "16384×30522"].floor(H200) == pytest.approx(233e-6, rel=0.01)
+    assert works["linear_cross_entropy", "16384×768×30522"].floor(H200) == pytest.approx(972e-6, rel=0.01)
 
 
 def test_contenders_of_the_model_are_right(tmp_path):
@@ -155,7 +156,8 @@ def test_attention_cases_are_for_gpus_or_for_cpus():
             assert set(checks) == set(case.contenders) and all(check.passed for check in checks.values()), checks
     assert not any(case.cuda_only for case in select(all_cases()))
     assert any(case.cuda_only for case in select(all_cases(), device="cuda"))
-    assert any(case.cuda_only for case in select(all_cases(), suite="attention"))
+    assert not any(case.cuda_only for case in select(all_cases(), suite="attention"))
+    assert all(case.cuda_only for case in select(all_cases(), case="attention/backward"))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])

@@ -1,4 +1,4 @@
-"""Attention on paper, and its plots."""
+"""Kernels on paper, and the plots of attention."""
 
 import importlib.util
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastbert.bench import floors
+from fastbert.bench.cases import all_cases
 from fastbert.bench.results import OK, CaseResult, ContenderResult, RunResult
 from fastbert.bench.timer import Spread
 
@@ -38,7 +39,15 @@ def test_floors():
     assert floors.Work(flops=200, exponentials=5, bytes=1).floor(gpu) == 2.0
     assert floors.Work(flops=200, exponentials=5, bytes=1).in_turn(gpu) == 3.0
     assert floors.Work(flops=200, exponentials=5, bytes=40).in_turn(gpu) == 4.0
-    assert "backward, added dq" in floors.table()
+
+
+def test_table_has_every_operation():
+    table = floors.table()
+    operations = {
+        case.group.removesuffix("_backward") for case in all_cases() if case.suite == "ops" and case.cuda_only
+    }
+    assert all(f"\n{operation} " in table for operation in operations | {"attention,", "decode,"})
+    assert "backward, added dq" in table
 
 
 def _run():

@@ -1,6 +1,7 @@
-"""On paper: what attention's kernels compute and move, and how long a GPU needs for it at least.
+"""On paper: what every kernel computes and moves, and how long a GPU needs for it at least.
 
-`python -m fastbert.bench.floors` prints the estimates that the kernels' launch configurations were chosen by. A floor takes
+`python -m fastbert.bench.floors` prints the estimates that the kernels' launch configurations were chosen by: attention's and
+decoding's, whose works stand here, and those of the training suites' problems, which state their own. A floor takes
 all of a kernel's products, exponentials and bytes to overlap perfectly; "in turn" takes products and exponentials to follow
 each other, as they do where a multiprocessor has a single program (Shah et al., "FlashAttention-3", 2024).
 """
@@ -109,9 +110,14 @@ def decode(batch: int, keys: int, kv_heads: int, head_dim: int, group: int = 1, 
 
 
 def table() -> str:
-    """The estimates for 16384 tokens of 1024 features in 16 bits, on H200."""
-    header = f"{'kernels':22} head_dim length {'GFLOP':>8} {'Gexp':>6} {'MB':>6} {'added':>6} floor us in turn us"
-    lines = [header]
+    """The estimates on H200, 16384 tokens in 16 bits: every operation of the training suites, then attention of 1024 features."""
+    from fastbert.bench.suites import elementwise, losses  # whose problems have a Work of this module
+
+    lines = [f"{'kernels':60} {'GFLOP':>8} {'Gexp':>6} {'MB':>6} {'added':>6} {'floor us':>9} {'in turn us':>10}"]
+    for problem in (*elementwise.PROBLEMS, *losses.PROBLEMS):
+        name = f"{problem.operation} {problem.title}"
+        lines.append(_line(name, (problem.forward,)))
+        lines.append(_line(f"{name}, backward", (problem.backward,)))
     tokens = 16384
     for head_dim in (64, 128):
         for length in (128, 256, 512, 1024, 4096, 16384):
@@ -123,17 +129,22 @@ def table() -> str:
                 ways["backward, added dq"] = case.backward_add(block_n=128 if head_dim == 64 else 64)
                 ways["backward, two passes"] = case.backward_two_passes()
             ways["gradient of a mask"] = (case.mask_gradient(),)
-            lines += [_line(name, head_dim, length, kernels) for name, kernels in ways.items()]
-    lines.append(_line("decode, 16 sequences", 128, 8192, (decode(16, 8192, 8, 128, group=4),)))
+            lines += [
+                _line(f"attention, head_dim {head_dim}, length {length}, {way}", kernels)
+                for way, kernels in ways.items()
+            ]
+    lines.append(_line("decode, head_dim 128, 16 sequences of 8192", (decode(16, 8192, 8, 128, group=4),)))
     return "\n".join(lines)
 
 
-def _line(name: str, head_dim: int, length: int, kernels: tuple[Work, ...]) -> str:
+def _line(name: str, kernels: tuple[Work, ...]) -> str:
     flops, exponentials = sum(k.flops for k in kernels), sum(k.exponentials for k in kernels)
     moved, added = sum(k.bytes for k in kernels), sum(k.added_bytes for k in kernels)
-    figures = f"{flops / 1e9:8.0f} {exponentials / 1e9:6.2f} {moved / 1e6:6.0f} {added / 1e6:6.0f}"
     seconds = sum(k.floor(H200) for k in kernels), sum(k.in_turn(H200) for k in kernels)
-    return f"{name:22} {head_dim:8} {length:6} {figures} {seconds[0] * 1e6:8.0f} {seconds[1] * 1e6:11.0f}"
+    return (
+        f"{name:60} {flops / 1e9:8.0f} {exponentials / 1e9:6.2f} {moved / 1e6:6.0f} {added / 1e6:6.0f} "
+        f"{seconds[0] * 1e6:9.1f} {seconds[1] * 1e6:10.1f}"
+    )
 
 
 if __name__ == "__main__":

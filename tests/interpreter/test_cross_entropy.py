@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from fastbert.kernels import _configs, _launch, cross_entropy, linear_cross_entropy, linear_cross_entropy_backward
+from fastbert.kernels import _launch, _loss_configs, cross_entropy, linear_cross_entropy, linear_cross_entropy_backward
 from tests import cross_entropy_checks as checks
 
 pytestmark = pytest.mark.interpreter
@@ -72,15 +72,31 @@ def test_linear_cross_entropy_without_bias_and_smoothing(dtype):
     checks.check_linear_cross_entropy(kernels, x, weight, None, target, 0.0)
 
 
+def test_no_features():
+    """The logits are the bias."""
+    bias, target = torch.randn(70), checks.labels(30, 70, "cpu", 0.5)
+    x, weight = torch.empty(30, 0), torch.empty(70, 0)
+    losses, lse = kernels.linear_cross_entropy(x, weight, bias, target, checks.IGNORED, 0.1)
+    wanted = kernels.cross_entropy(bias.expand(30, 70), target, checks.IGNORED, 0.1)
+    torch.testing.assert_close((losses, lse), wanted)
+    grad = torch.ones(30)
+    gradients = kernels.linear_cross_entropy_backward(
+        grad, x, weight, bias, target, lse, checks.IGNORED, 0.1, [True] * 3
+    )
+    d_logits = kernels.cross_entropy_backward(grad, bias.expand(30, 70), target, lse, checks.IGNORED, 0.1)
+    assert gradients[0].shape == x.shape and gradients[1].shape == weight.shape
+    torch.testing.assert_close(gradients[2], d_logits.sum(0))
+
+
 def test_many_classes():
     """More blocks of classes than splits, so that a split has several."""
-    x, weight, bias, target = checks.linear_inputs(10, 8, 64 * _configs.CLASS_SPLITS + 130, torch.float32)
+    x, weight, bias, target = checks.linear_inputs(10, 8, 64 * _loss_configs.CLASS_SPLITS + 130, torch.float32)
     checks.check_linear_cross_entropy(kernels, x, weight, bias, target, 0.0)
 
 
 def test_labels_fill_several_chunks():
-    tile = _configs.product_tile("d_logits", _launch.device_of(torch.empty(0)), 4, 64)
-    assert 2 * _configs.chunk_slots(150, tile) < 150 * 0.6
+    tile = _loss_configs.product_tile("d_logits", _launch.device_of(torch.empty(0)), 4, 64)
+    assert 2 * _loss_configs.chunk_slots(150, tile) < 150 * 0.6
 
 
 @pytest.mark.parametrize("family", ["cuda", "hip", "interpreter"])
@@ -88,7 +104,9 @@ def test_tiles_read_only_what_d_logits_wrote(family):
     architecture = family if family == "interpreter" else "none"
     device = _launch.Device(architecture, "cuda" if family == "interpreter" else family, 132)
     for hidden, size in itertools.product((1, 64, 128, 192, 256, 384, 767, 768), (2, 4)):
-        written, dx, dweight = (_configs.product_tile(k, device, size, hidden) for k in ("d_logits", "dx", "dweight"))
+        written, dx, dweight = (
+            _loss_configs.product_tile(k, device, size, hidden) for k in ("d_logits", "dx", "dweight")
+        )
         assert written.block_m % dx.block_m == written.block_m % dweight.block_k == 0, (hidden, size)
 
 

@@ -125,6 +125,12 @@ def test_indices_outside_the_batch_read_nothing():
     assert pack.pack(torch.ones(4, 3), torch.tensor([-1, 2, 4])).sum(1).tolist() == [0, 3, 0]
 
 
+def test_repeated_indices_read_nothing_outside():
+    """Which of a row's tokens it gets is nobody's promise; that it is one of the packed batch's is."""
+    padded = pack.unpack(torch.ones(4, 3), torch.tensor([0, 2, 2, 2]), 4, 0.0)
+    assert padded.sum(1).tolist() == [3, 0, 3, 0]
+
+
 def test_what_the_kernels_do_not_take_is_refused():
     with pytest.raises(TypeError, match=r"bias_gelu: x is torch\.float64"):
         gelu.bias_gelu(torch.ones(2, 4, dtype=torch.float64), None, "none")

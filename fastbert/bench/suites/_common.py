@@ -26,6 +26,10 @@ class Maker:
         """int64 in [low, high)."""
         return torch.randint(low, high, shape, generator=self._generator).to(self.device)
 
+    def permutation(self, count: int) -> Tensor:
+        """int64, 0 to count - 1 in random order."""
+        return torch.randperm(count, generator=self._generator).to(self.device)
+
     def choice(self, probability: float, *shape: int) -> Tensor:
         """bool, True with the probability."""
         return (torch.rand(shape, generator=self._generator) < probability).to(self.device)

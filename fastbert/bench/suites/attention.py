@@ -221,7 +221,7 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
         contenders.append(Contender(name, PEER, bind(function, (q, k, v), grad), convert=head_of))
 
     if problem.device == "cpu":
-        contenders.append(Contender(_LIMIT, LIMIT, _product(problem.flops(), problem.dtype), checked=False))
+        contenders.append(Contender(_LIMIT, LIMIT, _product(problem.work().flops, problem.dtype), checked=False))
 
     def one_head(dtype: torch.dtype) -> list[Tensor]:
         sequence, length = checked
@@ -252,7 +252,7 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
     )
 
 
-def _product(flops: int, dtype: torch.dtype) -> Callable[[], object]:
+def _product(flops: float, dtype: torch.dtype) -> Callable[[], object]:
     """A product with a prepacked weight, as fast as the CPU multiplies: the rate that attention's can be a share of."""
     rows = max(1, round(flops / (2 * _LIMIT_WIDTH**2)))
     x, weight = torch.ones(rows, _LIMIT_WIDTH, dtype=dtype), torch.ones(_LIMIT_WIDTH, _LIMIT_WIDTH, dtype=dtype)
