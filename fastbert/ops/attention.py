@@ -386,12 +386,13 @@ def varlen_attention(
     heads = q.shape[1]
     _check_heads(function, heads, k.shape[1], True, "")
     _check_cu_seqlens(function, "cu_seqlens_q", cu_seqlens_q, q)
-    _check_cu_seqlens(function, "cu_seqlens_k", cu_seqlens_k, q)
-    if cu_seqlens_q.shape != cu_seqlens_k.shape:
-        raise ValueError(
-            f"{function}: cu_seqlens_q has {cu_seqlens_q.shape[0]} entries and cu_seqlens_k {cu_seqlens_k.shape[0]}; "
-            "both describe the same batch"
-        )
+    if cu_seqlens_k is not cu_seqlens_q:
+        _check_cu_seqlens(function, "cu_seqlens_k", cu_seqlens_k, q)
+        if cu_seqlens_q.shape != cu_seqlens_k.shape:
+            raise ValueError(
+                f"{function}: cu_seqlens_q has {cu_seqlens_q.shape[0]} entries and cu_seqlens_k {cu_seqlens_k.shape[0]}; "
+                "both describe the same batch"
+            )
     _check_mask(function, q, bias, None)
     if bias is not None and tuple(bias.shape) not in (
         (1, max_seqlen_q, max_seqlen_k),
