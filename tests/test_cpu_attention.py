@@ -13,6 +13,7 @@ import torch
 from fastbert import reference
 from tests import attention_checks as checks
 from tests.attention_checks import Case
+from tests.numerics import assert_close_to_exact
 
 _C = pytest.importorskip("fastbert._C", reason="the extension is not built")
 cpu = pytest.importorskip("fastbert.cpu.attention")
@@ -105,6 +106,21 @@ def test_weights_are_exact_down_to_the_smallest(isa):
     error = ((out[0, 0, 0] - exact).abs() / exact)[:500] / 2**-23
     assert (error <= 4 + logits[:500].abs()).all()
     assert not out[0, 0, 0, 500:502].any()
+
+
+def test_one_visible_key_is_the_result(isa):
+    """Its weight is 1, and its logit the log-sum-exp, to the last bit."""
+    q, k, v = (torch.randn(1, 2, 70, 16) for _ in "qkv")
+    out, lse = cpu.attention(q, k, v, *PLAIN[:8], 0, 0, *PLAIN[10:], True)
+    assert torch.equal(out, v)
+    assert_close_to_exact(lse, (q.double() * k.double()).sum(-1) * 0.125)
+
+
+def test_boundaries_of_any_stride():
+    q, ends = torch.randn(5, 2, 8), torch.tensor([0, 2, 5], dtype=torch.int32)
+    wanted, _ = cpu.attention(q, q, q, ends, ends, 3, 3, *PLAIN[4:], False)
+    apart = ends.repeat_interleave(2)[::2]
+    assert torch.equal(cpu.attention(q, q, q, apart, apart, 3, 3, *PLAIN[4:], False)[0], wanted)
 
 
 # ---- masks, dropout, values that are no numbers ----
@@ -306,7 +322,7 @@ ENDS = torch.tensor([0, 3], dtype=torch.int32)
         (dict(key_padding_mask=torch.ones(2, 4, dtype=torch.bool)), ValueError, r"expected bool \[2, 3\]"),
         (dict(alibi_slopes=torch.ones(3)), ValueError, r"alibi_slopes has shape \[3\]; expected \[2\] or \[2, 2\]"),
         (dict(cu_seqlens_q=ENDS), ValueError, "expected two of one shape"),
-        (dict(cu_seqlens_q=ENDS, cu_seqlens_k=ENDS.long()), ValueError, "expected a contiguous int32"),
+        (dict(cu_seqlens_q=ENDS, cu_seqlens_k=ENDS.long()), ValueError, r"torch\.int64 on cpu; expected int32"),
         (dict(dropout_p=0.5), ValueError, "seed is None"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

@@ -289,6 +289,16 @@ def test_cross_entropy_of_large_logits(isa):
         assert_close_to_exact(losses, exact, floor_ulps=8)
 
 
+def test_smoothed_cross_entropy_of_masked_classes(isa):
+    """Their logits are the least number: the mean is near it, and no sum on the way may overflow."""
+    logits, target = normal(3, 5000), torch.zeros(3, dtype=torch.int64)
+    logits[:, 7:4990] = torch.finfo(torch.float32).min
+    losses, _ = cross_entropy.cross_entropy(logits, target, -100, 0.1)
+    exact = reference.cross_entropy(logits.double(), target, -100, 0.1)[0]
+    assert exact.isfinite().all()
+    assert_close_to_exact(losses, exact.clamp(max=torch.finfo(torch.float32).max))
+
+
 @dtypes
 def test_cross_entropy_of_what_is_not_finite(isa, dtype):
     logits = normal(6, 5000, dtype=dtype)
@@ -483,6 +493,8 @@ def test_large_results_written_past_the_caches(isa):
     large, small = softmax.softmax(x, None, 1.0, False), softmax.softmax(x[:7], None, 1.0, False)
     assert torch.equal(large[:7], small)
     assert_close_to_exact(large, torch.softmax(x.double(), -1), torch.softmax(x, -1))
+    gradient = softmax.softmax_backward(x, large, 0.5)
+    assert torch.equal(gradient[:7], softmax.softmax_backward(x[:7], small, 0.5))
 
 
 # ---- bad input ----

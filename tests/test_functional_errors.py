@@ -96,6 +96,11 @@ BAD = {
         r"bool \[2, 5\]",
         lambda: F.scaled_dot_product_attention(Q, Q, Q, key_padding_mask=torch.ones(2, 5)),
     ),
+    "sdpa-padding-type": (
+        TypeError,
+        "key_padding_mask is a list",
+        lambda: F.scaled_dot_product_attention(Q, Q, Q, key_padding_mask=[1]),
+    ),
     "sdpa-window": (ValueError, "-2", lambda: F.scaled_dot_product_attention(Q, Q, Q, window=(-2, 0))),
     "sdpa-dtype": (TypeError, "float64", lambda: F.scaled_dot_product_attention(Q, Q.double(), Q)),
     "sdpa-dropout": (ValueError, "dropout_p is 2", lambda: F.scaled_dot_product_attention(Q, Q, Q, dropout_p=2.0)),
@@ -108,6 +113,7 @@ BAD = {
         lambda: F.varlen_attention(P, P, P, torch.tensor([0, 7, 5], dtype=torch.int32), CU, 7, 3),
     ),
     "varlen-batches": (ValueError, "same batch", lambda: F.varlen_attention(P, P, P, CU, cu_seqlens(3, 1, 1), 3, 3)),
+    "varlen-bias-type": (TypeError, "the mask is a list", lambda: F.varlen_attention(P, P, P, CU, CU, 3, 3, bias=[1])),
     "varlen-bias": (
         ValueError,
         r"\[4 or 1, 3, 3\]",
@@ -215,6 +221,21 @@ def test_bad_input(name):
     error, message, call = BAD[name]
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("target", [-1, 8])
+def test_backward_operators_look_at_ids_too(target):
+    """They write where the ids say."""
+    rows, ids = torch.zeros(4), torch.full((4,), target)
+    for name in ("cross_entropy_backward", "cross_entropy_backward_"):
+        with pytest.raises(IndexError, match=f"target holds {target}"):
+            getattr(torch.ops.fastbert, name)(rows, X.clone(), ids, rows, -100, 0.0)
+    with pytest.raises(IndexError, match=f"target holds {target}"):
+        torch.ops.fastbert.linear_cross_entropy_backward(rows, X, X[:, :8], None, ids, rows, -100, 0.0, [True] * 3)
+    with pytest.raises(IndexError, match=f"input_ids holds {target}"):
+        torch.ops.fastbert.embedding_layer_norm_backward(
+            X, ids, None, None, X, None, None, rows, rows, None, 0.0, None, 0, -1, [True, False, False, False, False]
+        )
 
 
 def test_all_ignored_gives_nan_as_torch_does():

@@ -37,8 +37,12 @@ FASTBERT_INLINE float largest_of(const T* x, int64_t count) {
     return largest_lane(maximum(largest[0], largest[1]));
 }
 
+// Differences are added up as this part of themselves, so that those of a chunk cannot overflow: among logits of the
+// least number, which masks hold, each is near the largest.
+constexpr float kPart = 0x1p-12f;
+
 struct Sums {
-    float exponentials, differences;  // of exp(x - shift) and of x - shift
+    float exponentials, differences;  // of exp(x - shift) and of (x - shift) * kPart
 };
 
 template <bool kDifferences, class T>
@@ -52,15 +56,15 @@ FASTBERT_INLINE Sums sums_of(const T* x, int64_t count, float shift) {
         e[0] += exponential(first);
         e[1] += exponential(second);
         if (kDifferences) {
-            d[0] += first;
-            d[1] += second;
+            d[0] = fma(first, splat(kPart), d[0]);
+            d[1] = fma(second, splat(kPart), d[1]);
         }
     }
     for (; column < count; column += kLanes) {
         const int part = part_count(column, count);
         const vfloat v = load_part(x + column, part) - s;
         e[0] += where(lanes_below(part), exponential(v));
-        if (kDifferences) d[0] += where(lanes_below(part), v);
+        if (kDifferences) d[0] += where(lanes_below(part), v * kPart);
     }
     return {sum_of_lanes(e[0] + e[1]), kDifferences ? sum_of_lanes(d[0] + d[1]) : 0.0f};
 }
@@ -98,7 +102,7 @@ FASTBERT_INLINE RowSums row_sums(const T* x, int64_t classes) {
         // Nothing but -infinity so far: exp(-infinity - 0) is 0.
         const Sums sums = sums_of<kDifferences>(x + begin, count, shift == -kInfinity ? 0.0f : shift);
         sum += sums.exponentials;
-        differences += sums.differences;
+        differences += sums.differences / (double)kPart;
     }
     return {shift == -kInfinity ? 0.0 : shift, sum, differences / (double)classes};
 }

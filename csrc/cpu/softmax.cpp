@@ -34,7 +34,9 @@ void softmax(Dtype dtype, Softmax a, int threads) {
     });
 }
 
-void softmax_backward(Dtype dtype, const SoftmaxBackward& a, int threads) {
+void softmax_backward(Dtype dtype, SoftmaxBackward a, int threads) {
+    const int64_t row_bytes = a.columns * dtype_bytes(dtype);
+    a.stream = streams(a.dx, a.rows * row_bytes, row_bytes);
     const auto backward = current_softmax_kernels().backward[dtype];
     parallel_for(a.rows, range_count(a.rows, grain(a.columns), threads),
                  [&](int64_t begin, int64_t end, int) { backward(a, begin, end); });

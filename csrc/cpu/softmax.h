@@ -40,6 +40,7 @@ struct SoftmaxBackward {
     int64_t y_stride;
     float scale;
     void* dx;
+    bool stream;  // write dx past the caches
 };
 
 // Kernels run on rows [begin, end) and on one thread.
@@ -50,7 +51,7 @@ struct SoftmaxKernels {
 
 #ifndef FASTBERT_ISA
 void softmax(Dtype dtype, Softmax a, int threads);
-void softmax_backward(Dtype dtype, const SoftmaxBackward& a, int threads);
+void softmax_backward(Dtype dtype, SoftmaxBackward a, int threads);
 #endif
 
 }  // namespace fastbert

@@ -239,7 +239,12 @@ void backward(const SoftmaxBackward& a, int64_t begin, int64_t end) {
         column = 0;
         for (; column + kBlock <= a.columns; column += kBlock) {
             const block g = load_block(grad + column), v = load_block(y + column);
-            store_block(dx + column, {scale * v.first * (g.first - dot), scale * v.second * (g.second - dot)});
+            const block d = {scale * v.first * (g.first - dot), scale * v.second * (g.second - dot)};
+            if (a.stream) {
+                stream_block(dx + column, d);
+            } else {
+                store_block(dx + column, d);
+            }
         }
         for (; column < a.columns; column += kLanes) {
             const int count = part_count(column, a.columns);
@@ -247,6 +252,7 @@ void backward(const SoftmaxBackward& a, int64_t begin, int64_t end) {
             store_part(dx + column, scale * v * (g - dot), count);
         }
     }
+    if (a.stream) stream_end();
 }
 
 }  // namespace

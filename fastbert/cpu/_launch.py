@@ -8,7 +8,7 @@ DTYPE_NUMBERS = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def dtype_number(operation: str, x: Tensor) -> int:
-    if x.dim() == 0 or x.device.type != "cpu":
+    if x.dim() == 0 or not x.is_cpu:
         raise ValueError(f"{operation}: the input is {list(x.shape)} on {x.device}; expected [..., width] on the CPU")
     number = DTYPE_NUMBERS.get(x.dtype)
     if number is None:
@@ -60,7 +60,7 @@ def vector(operation: str, name: str, parameter: Tensor | None, length: int) -> 
     """A parameter or statistic as one run of memory. C++ reads `length` elements, so there must be as many."""
     if parameter is None:
         return None
-    if parameter.numel() != length or parameter.device.type != "cpu":
+    if parameter.numel() != length or not parameter.is_cpu:
         raise ValueError(
             f"{operation}: {name} has {parameter.numel()} elements on {parameter.device}; expected {length} on the CPU"
         )
@@ -82,7 +82,7 @@ def check_output(operation: str, name: str, out: Tensor, x: Tensor) -> None:
 
 def check_like(operation: str, name: str, other: Tensor, x: Tensor) -> None:
     """Raises ValueError unless `other` has the shape, dtype and device of the tensor it belongs to."""
-    if other.shape != x.shape or other.dtype is not x.dtype or other.device != x.device:
+    if other.shape != x.shape or other.dtype is not x.dtype or other.is_cpu != x.is_cpu:
         raise ValueError(
             f"{operation}: {name} is {tuple(other.shape)} {other.dtype} on {other.device}; the tensor it belongs to is "
             f"{tuple(x.shape)} {x.dtype} on {x.device}"

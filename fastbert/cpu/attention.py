@@ -65,7 +65,8 @@ def attention(
     shape, kv_shape, value_dim = q.shape, k.shape, v.shape[-1]
     packed = cu_seqlens_q is not None
     if packed:
-        batch = _boundaries(cu_seqlens_q, cu_seqlens_k)
+        cu_seqlens_q, cu_seqlens_k = _boundaries(cu_seqlens_q, cu_seqlens_k)
+        batch = cu_seqlens_q.shape[0] - 1
         tokens, heads, head_dim = shape
         kv_heads, seq_q, seq_k = kv_shape[1], max_seqlen_q, max_seqlen_k
     else:
@@ -217,17 +218,16 @@ def _dtype_number(operation: str, q: Tensor, k: Tensor, v: Tensor) -> int:
     return number
 
 
-def _boundaries(cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None) -> int:
-    """The number of packed sequences."""
+def _boundaries(cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The boundaries of packed sequences as C++ reads them."""
     if cu_seqlens_q is None or cu_seqlens_k is None or cu_seqlens_q.shape != cu_seqlens_k.shape:
         raise ValueError("attention: cu_seqlens_q and cu_seqlens_k describe the same batch; expected two of one shape")
     for x in (cu_seqlens_q, cu_seqlens_k):
-        if x.dtype is not torch.int32 or x.dim() != 1 or not x.is_contiguous() or not x.is_cpu:
+        if x.dtype is not torch.int32 or x.dim() != 1 or not x.is_cpu:
             raise ValueError(
-                f"attention: cu_seqlens is {list(x.shape)} {x.dtype} on {x.device}; expected a contiguous int32 [batch + 1] "
-                "on the CPU"
+                f"attention: cu_seqlens is {list(x.shape)} {x.dtype} on {x.device}; expected int32 [batch + 1] on the CPU"
             )
-    return cu_seqlens_q.shape[0] - 1
+    return cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
 
 
 def _mask(attn_mask: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, int, tuple[int, ...]]:

@@ -38,11 +38,12 @@ def check_floating(function: str, name: str, x: Any) -> None:
 
 
 def check_device(function: str, first_name: str, first: Tensor, **others: Tensor | None) -> None:
+    device = first.device
     for name, other in others.items():
         if other is None:
             continue
         check_tensor(function, name, other)
-        if other.device != first.device:
+        if other.device != device:
             raise ValueError(
                 f"{function}: {name} is on {other.device} and {first_name} on {first.device}; move them to one device"
             )
@@ -88,8 +89,8 @@ def check_range(function: str, name: str, ids: Tensor, limit: int, what: str, ig
     """Raises IndexError unless every id is in [0, limit) or equal to ``ignore``. Looks at values: for operators."""
     if ids.numel() == 0:
         return
-    lowest, highest = (int(v) for v in torch.aminmax(ids))
-    if lowest >= 0 and highest < limit:
+    lowest, highest = torch.aminmax(ids)
+    if lowest.item() >= 0 and highest.item() < limit:
         return
     wrong = (ids < 0) | (ids >= limit)
     if ignore is not None:

@@ -309,6 +309,7 @@ def scaled_dot_product_attention(
     batch, heads, seq_q, seq_k = q.shape[0], q.shape[1], q.shape[2], k.shape[2]
     _check_mask(function, q, attn_mask, (batch, heads, seq_q, seq_k))
     if key_padding_mask is not None:
+        check_tensor(function, "key_padding_mask", key_padding_mask)
         if key_padding_mask.dtype != torch.bool or tuple(key_padding_mask.shape) != (batch, seq_k):
             raise ValueError(
                 f"{function}: key_padding_mask is {key_padding_mask.dtype} {list(key_padding_mask.shape)}; expected bool "
@@ -385,12 +386,14 @@ def varlen_attention(
     heads = q.shape[1]
     _check_heads(function, heads, k.shape[1], True, "")
     _check_cu_seqlens(function, "cu_seqlens_q", cu_seqlens_q, q)
-    _check_cu_seqlens(function, "cu_seqlens_k", cu_seqlens_k, q)
-    if cu_seqlens_q.shape != cu_seqlens_k.shape:
-        raise ValueError(
-            f"{function}: cu_seqlens_q has {cu_seqlens_q.shape[0]} entries and cu_seqlens_k {cu_seqlens_k.shape[0]}; "
-            "both describe the same batch"
-        )
+    if cu_seqlens_k is not cu_seqlens_q:
+        _check_cu_seqlens(function, "cu_seqlens_k", cu_seqlens_k, q)
+        if cu_seqlens_q.shape != cu_seqlens_k.shape:
+            raise ValueError(
+                f"{function}: cu_seqlens_q has {cu_seqlens_q.shape[0]} entries and cu_seqlens_k {cu_seqlens_k.shape[0]}; "
+                "both describe the same batch"
+            )
+    _check_mask(function, q, bias, None)
     if bias is not None and tuple(bias.shape) not in (
         (1, max_seqlen_q, max_seqlen_k),
         (heads, max_seqlen_q, max_seqlen_k),
@@ -398,7 +401,6 @@ def varlen_attention(
         raise ValueError(
             f"{function}: bias has shape {list(bias.shape)}; expected [{heads} or 1, {max_seqlen_q}, {max_seqlen_k}]"
         )
-    _check_mask(function, q, bias, None)
     check_alibi(function, q, alibi_slopes, heads, cu_seqlens_q.shape[0] - 1)
     left, right = _check_window(function, window_size)
     if causal:
@@ -419,11 +421,12 @@ def autocast_qkv(function: str, **qkv: Tensor) -> tuple[Any, ...]:
 
 
 def _check_qkv(function: str, q: Tensor, k: Tensor, v: Tensor, dimensions: int) -> None:
+    dtype = q.dtype
     for name, x in (("query", q), ("key", k), ("value", v)):
         if x.dim() != dimensions:
             raise ValueError(f"{function}: {name} has shape {list(x.shape)}; expected {dimensions} dimensions")
-        if x.dtype != q.dtype:
-            raise TypeError(f"{function}: {name} has dtype {x.dtype} and query {q.dtype}; cast one of them")
+        if x.dtype is not dtype:
+            raise TypeError(f"{function}: {name} has dtype {x.dtype} and query {dtype}; cast one of them")
     check_device(function, "query", q, key=k, value=v)
     if q.shape[-1] != k.shape[-1] or q.shape[-1] == 0:
         raise ValueError(
@@ -469,7 +472,6 @@ def check_alibi(function: str, q: Tensor, slopes: Tensor | None, heads: int, bat
         raise ValueError(
             f"{function}: alibi_slopes has shape {list(slopes.shape)}; expected [{heads}] or [{batch}, {heads}]"
         )
-    check_floating(function, "alibi_slopes", slopes)
     check_device(function, "query", q, alibi_slopes=slopes)
 
 

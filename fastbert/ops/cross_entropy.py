@@ -65,10 +65,29 @@ def _check_values(logits: Tensor, target: Tensor, ignore_index: int, *_: Any) ->
     check_range("cross_entropy", "target", target, logits.shape[-1], "the class index", ignore=ignore_index)
 
 
+def _check_backward_values(
+    grad_losses: Tensor, logits: Tensor, target: Tensor, lse: Tensor, ignore_index: int, *_: Any
+) -> None:
+    _check_values(logits, target, ignore_index)
+
+
 def _check_linear_values(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, ignore_index: int, *_: Any
 ) -> None:
     check_range("linear_cross_entropy", "target", target, weight.shape[0], "the class index", ignore=ignore_index)
+
+
+def _check_linear_backward_values(
+    grad_losses: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    lse: Tensor,
+    ignore_index: int,
+    *_: Any,
+) -> None:
+    _check_linear_values(x, weight, bias, target, ignore_index)
 
 
 _forward = register(
@@ -91,6 +110,7 @@ _backward = register(
         cpu=Implementation("C++", "fastbert.cpu.cross_entropy:cross_entropy_backward", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.cross_entropy:cross_entropy_backward", CUDA_DTYPES),
         dtype_argument=1,
+        check_values=_check_backward_values,
     )
 )
 _backward_in_place = register(
@@ -102,6 +122,7 @@ _backward_in_place = register(
         cpu=Implementation("C++", "fastbert.cpu.cross_entropy:cross_entropy_backward_", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.cross_entropy:cross_entropy_backward_", CUDA_DTYPES),
         dtype_argument=1,
+        check_values=_check_backward_values,
     )
 )
 _linear_forward = register(
@@ -128,6 +149,7 @@ _linear_backward = register(
             "Triton", "fastbert.kernels.linear_cross_entropy_backward:linear_cross_entropy_backward", CUDA_DTYPES
         ),
         dtype_argument=1,
+        check_values=_check_linear_backward_values,
     )
 )
 

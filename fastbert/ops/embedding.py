@@ -95,6 +95,10 @@ def _check_values(
         check_range(function, "token_type_ids", token_type_ids, token_type.shape[0], "the token type table")
 
 
+def _check_backward_values(grad_y: Tensor, *arguments: Any) -> None:
+    _check_values(*arguments)
+
+
 _forward = register(
     Operation(
         "embedding_layer_norm",
@@ -120,6 +124,7 @@ _backward = register(
         _fake_backward,
         cpu=Implementation("C++", "fastbert.cpu.embedding:embedding_layer_norm_backward", CPU_DTYPES),
         cuda=Implementation("Triton", "fastbert.kernels.embedding:embedding_layer_norm_backward", CUDA_DTYPES),
+        check_values=_check_backward_values,
     )
 )
 
