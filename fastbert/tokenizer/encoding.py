@@ -112,7 +112,9 @@ class Request(NamedTuple):
                 if i in varying and sequence is not None:
                     text = self.text(sample, sequence)
                     found = (text if isinstance(text, str) else text[word])[start:end]
-                    tokens[n] = self.vocabulary.core.normalize(found) if varying[i] else found
+                    found = self.vocabulary.core.normalize(found) if varying[i] else found
+                    if tokens[n] in found:  # else it is a piece of a word: "##a" found in "ba"
+                        tokens[n] = found
         return tokens
 
 
