@@ -17,6 +17,7 @@
 #include "text_lists.h"
 #include "tokenizer/encodings.h"
 #include "tokenizer/wordpiece.h"
+#include "tokenizer_calls.h"
 
 namespace py = pybind11;
 
@@ -281,28 +282,6 @@ Array padded(const Encodings& encodings, const std::string& name, int64_t length
     return result;
 }
 
-py::list row_list(const Encodings& encodings, Field field, const Row& row) {
-    const int64_t length = encodings.length(row);
-    std::vector<int64_t> values(static_cast<size_t>(length * width(field)));
-    encodings.write_row(field, row, values.data());
-    const bool has_none = field == Field::word_ids || field == Field::sequence_ids;
-    py::list result(static_cast<size_t>(length));
-    for (int64_t i = 0; i < length; ++i) {
-        PyObject* item;
-        if (field == Field::offset_mapping) {
-            item = py::make_tuple(values[static_cast<size_t>(2 * i)], values[static_cast<size_t>(2 * i + 1)])
-                       .release()
-                       .ptr();
-        } else if (has_none && values[static_cast<size_t>(i)] < 0) {
-            item = py::none().release().ptr();
-        } else {
-            item = checked(PyLong_FromLongLong(values[static_cast<size_t>(i)]));
-        }
-        PyList_SET_ITEM(result.ptr(), static_cast<Py_ssize_t>(i), item);
-    }
-    return result;
-}
-
 py::list lists(const Encodings& encodings, const std::string& name) {
     const Field field = field_named(name);
     encodings.check(field);
@@ -314,16 +293,6 @@ py::list lists(const Encodings& encodings, const std::string& name) {
     return result;
 }
 
-py::list one_list(const Encodings& encodings, const std::string& name, int64_t row) {
-    const Field field = field_named(name);
-    encodings.check(field);
-    if (row < 0 || row >= static_cast<int64_t>(encodings.rows.size())) {
-        throw py::index_error("row is " + shown(row) + "; expected 0 to " +
-                              shown(static_cast<int64_t>(encodings.rows.size()) - 1));
-    }
-    return row_list(encodings, field, encodings.rows[static_cast<size_t>(row)]);
-}
-
 template <class Value>
 Array per_row(const Encodings& encodings, const Value& value) {
     Array result(static_cast<py::ssize_t>(encodings.rows.size()));
@@ -333,6 +302,11 @@ Array per_row(const Encodings& encodings, const Value& value) {
 }
 
 }  // namespace
+
+Encodings encode_unlocked(const WordPiece& tokenizer, const EncodeInput& input, int64_t units,
+                          const EncodeOptions& options) {
+    return encode(tokenizer, input, units, options);
+}
 
 void bind_tokenizer(py::module_& m) {
     truncation_error = py::exception<EncodeError>(m, "TruncationError", PyExc_ValueError).release().ptr();
@@ -401,8 +375,8 @@ void bind_tokenizer(py::module_& m) {
              })
         .def("packed", &packed, py::arg("field"))
         .def("padded", &padded, py::arg("field"), py::arg("length"), py::arg("value") = 0, py::arg("left") = false)
-        .def("lists", &lists, py::arg("field"))
-        .def("list", &one_list, py::arg("field"), py::arg("row"));
+        .def("lists", &lists, py::arg("field"));
+    bind_tokenizer_calls(wordpiece, m.attr("Encodings"));
 }
 
 }  // namespace fastbert

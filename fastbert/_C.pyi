@@ -4,7 +4,7 @@ Of the operations: addresses are data_ptr(), 0 for an absent tensor; strides cou
 dtypes are 0 for float32 and 1 for bfloat16. Nothing is checked here: call the launchers in fastbert.cpu.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 import numpy
@@ -500,6 +500,30 @@ class WordPiece:
     def encode_dict(self, text: str, add_special_tokens: bool, max_length: int, /) -> dict[str, list[int]]:
         """input_ids, token_type_ids and attention_mask of one text, truncated on the right; max_length -1: not at all."""
 
+    def fill(
+        self,
+        outputs: dict[str, Any],
+        texts: str | list[str],
+        pairs: str | list[str] | None,
+        fields: int,
+        add_special_tokens: bool,
+        max_length: int,
+        length: int,
+        pad_id: int,
+        convert: Callable[[numpy.typing.NDArray[numpy.int64]], Any] | bool | None,
+        threads: int,
+        /,
+    ) -> int | Encodings | None:
+        """A whole call: puts the outputs into a dict.
+
+        fields: the bits 1 input_ids, 2 token_type_ids, 4 attention_mask, 8 special_tokens_mask, 16 offset_mapping.
+        max_length: truncates on the right; -1: not at all. length: rows are padded with pad_id on the right to it; 0: to
+        the longest; -1: not at all. convert: None for lists, True for arrays [rows, length], or what is made of each array.
+
+        Returns the length of the longest row, or with offset_mapping the rows; None, with nothing done, for what is no
+        string or non-empty list of them, and where arrays would not be rectangular or would be empty. Raises as encode().
+        """
+
     @property
     def unk_id(self) -> int: ...
     def num_special_tokens(self, pair: bool) -> int: ...
@@ -540,5 +564,5 @@ class Encodings:
         """[rows, length], filled up with value on the right or the left. Raises ValueError for a shorter length than longest."""
 
     def lists(self, field: str) -> list[list[Any]]: ...
-    def list(self, field: str, row: int) -> list[Any]:
+    def list(self, field: str, row: int, /) -> list[Any]:
         """Raises IndexError."""

@@ -15,7 +15,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="not a source tree")
 
-PACKAGE_FILES = {"fastbert/__init__.py", "fastbert/py.typed", "fastbert/_C.pyi", "fastbert/cpu/layer_norm.py"}
+PACKAGE_FILES = {
+    "fastbert/__init__.py",
+    "fastbert/py.typed",
+    "fastbert/_C.pyi",
+    "fastbert/cpu/layer_norm.py",
+    "fastbert/integrations/transformers.py",
+    "fastbert/models/sentence_encoder.py",
+    "fastbert/tokenizer/wordpiece.py",
+}
 
 
 def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:

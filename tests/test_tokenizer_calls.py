@@ -9,8 +9,9 @@ import torch
 from fastbert.tokenizer import AddedToken, WordPieceTokenizer
 from tests.tokenizer_samples import TEXTS, VOCABULARY, assert_same, both, outcome
 
-PAIRS = [(a, b) for a, b in zip(TEXTS, reversed(TEXTS), strict=True)]
-WORDS = [text.split() for text in TEXTS]
+SOME = TEXTS[:9]  # overflowing pairs multiply their windows
+PAIRS = [(a, b) for a, b in zip(SOME, reversed(SOME), strict=True)]
+WORDS = [text.split() for text in SOME]
 LONG, SHORT = TEXTS[2], TEXTS[3]
 # name: (text, text_pair, further arguments)
 INPUTS = {
@@ -50,7 +51,7 @@ def _arguments(name, **options):
 def test_truncation_padding_and_sides(pair, name, truncation):
     ours, theirs = pair
     for max_length, padding, sides in itertools.product(
-        (None, 0, 1, 2, 3, 5, 8, 30),
+        (None, 0, 1, 2, 3, 6, 30),
         (False, True, "max_length"),
         (("right", "right"), ("left", "left"), ("left", "right")),
     ):
@@ -66,7 +67,7 @@ def test_truncation_padding_and_sides(pair, name, truncation):
 @pytest.mark.parametrize("name", INPUTS)
 def test_overflow_and_stride(pair, name, truncation):
     ours, theirs = pair
-    for max_length, stride, side in itertools.product((2, 3, 4, 6, 9, 14), (0, 1, 2, 4), ("right", "left")):
+    for max_length, stride, side in itertools.product((2, 3, 4, 6, 11), (0, 1, 3), ("right", "left")):
         for tokenizer in pair:
             tokenizer.truncation_side = side
         arguments = _arguments(name, truncation=truncation, max_length=max_length, stride=stride, **OUTPUTS)
@@ -111,7 +112,7 @@ def test_normalization(lowercase, strip_accents, cjk):
 def test_added_tokens(split):
     tokens = [
         "newtok",
-        "NewTok",
+        "OtherTok",  # two that are the same when normalized would tie, and transformers draws lots
         "éa",
         AddedToken("<l>", lstrip=True),
         AddedToken("<r>", rstrip=True, normalized=False),
@@ -133,6 +134,7 @@ def test_added_tokens(split):
     parts = [
         "newtok",
         "NEWTOK",
+        "OTHERTOK",
         " ",
         "  ",
         "<l>",
@@ -237,6 +239,11 @@ def test_bad_texts(pair, name, split):
         {"return_token_type_ids": 0, "return_length": True},
         {"tokenizer_kwargs": {"padding": "max_length", "max_length": 9}},
         {"split_special_tokens": True},
+        {"split_special_tokens": 1},
+        {"is_split_into_words": 1},
+        {"is_split_into_words": None},
+        {"stride": None},
+        {"stride": None, "truncation": True},
         {"add_special_tokens": 1},
         {"add_special_tokens": None},
         {"text_target": "a b"},

@@ -308,6 +308,12 @@ def _changed(path, value):
         ("added_tokens", {}, "added_tokens is {}; expected a list"),
         ("added_tokens.1.content", 5, r"added_tokens\[1\].content is 5; expected a string"),
         ("added_tokens.1.lstrip", ..., r"added_tokens\[1\] lacks 'lstrip'"),
+        ("added_tokens.1.id", -1, r"added_tokens\[1\].id is -1; expected 0 to"),
+        (
+            "truncation",
+            {"strategy": "LongestFirst", "max_length": "5"},
+            "truncation.max_length is '5'; expected an integer",
+        ),
         ("truncation", 5, "truncation is 5; expected an object or null"),
         (
             "padding",

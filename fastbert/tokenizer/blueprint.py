@@ -307,6 +307,7 @@ def _read_side(content: Any, where: str) -> dict[str, Any] | None:
     if side not in ("Left", "Right"):
         raise ValueError(f"{where}.direction is {side!r}; expected Left or Right")
     _take(content, "pad_token", str, where, None)
+    _take(content, "max_length", int, where, None)
     return content
 
 
@@ -319,7 +320,9 @@ def _read_added_tokens(content: Any, where: str) -> list[tuple[int, AddedToken]]
         if not isinstance(entry, dict):
             raise ValueError(f"{at} is {entry!r:.60}; expected an object")
         flags = {name: _take(entry, name, bool, at) for name in FLAGS}
-        rows.append((_take(entry, "id", int, at), AddedToken(_take(entry, "content", str, at), **flags)))
+        if not 0 <= _take(entry, "id", int, at) <= MAX_ID:
+            raise ValueError(f"{at}.id is {entry['id']}; expected 0 to {MAX_ID}")
+        rows.append((entry["id"], AddedToken(_take(entry, "content", str, at), **flags)))
     return sorted(rows, key=lambda row: row[0])
 
 

@@ -12,10 +12,10 @@ from fastbert.tokenizer.encoding import PADDING, BatchEncoding, Padding, Request
 from fastbert.tokenizer.tensors import as_tensors, check_tensor_type, pad_row, rounded_up
 
 VERY_LARGE_INTEGER = int(1e30)  # model_max_length where there is no limit
-_LARGE_INTEGER = int(1e20)
+LARGE_INTEGER = int(1e20)
 _PADDINGS = ("longest", "max_length", "do_not_pad")
 _TRUNCATIONS = ("only_first", "only_second", "longest_first", "do_not_truncate")
-_MAX_LENGTH = 2**31 - 1  # tokens; longer limits mean the same
+MAX_LENGTH = 2**31 - 1  # tokens; longer limits mean the same
 _UNCHANGING = {str, tuple}
 MANY_TEXTS = 16  # from here on threads pay
 _TEXT_TYPES = (
@@ -60,7 +60,7 @@ def resolve_lengths(
     pad = None if padding in (False, "do_not_pad") else str(padding)
     cut = None if truncation in (False, None, "do_not_truncate") else str(truncation)
     if max_length is None and (pad == "max_length" or cut is not None):
-        unlimited = tokenizer.model_max_length > _LARGE_INTEGER
+        unlimited = tokenizer.model_max_length > LARGE_INTEGER
         if pad == "max_length":
             pad, max_length = (None, None) if unlimited else (pad, tokenizer.model_max_length)
         if cut is not None:
@@ -112,6 +112,8 @@ def _is_text(text: Any) -> bool:
 
 def resolve_texts(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple[Any, Any, bool]:
     """(texts, pairs, whether it is a batch) as the extension takes them: copies, that nobody else changes."""
+    if type(is_split_into_words) is not bool:
+        raise TypeError(f"is_split_into_words is {is_split_into_words!r:.60}; expected True or False")
     if not _is_text(text) or (text_pair is not None and not _is_text(text_pair)):
         raise ValueError(_TEXT_TYPES)
     batched = isinstance(text, list | tuple)
@@ -173,18 +175,22 @@ def resolve_options(
                 f"tokenizer stride set to {stride}, which is greater than or equal to its effective max length of "
                 f"{limit - template} (= {limit} original max length - {template} added special tokens), "
             )
-        options["max_length"] = min(limit, _MAX_LENGTH)
+        options["max_length"] = min(limit, MAX_LENGTH)
         if lengths.truncation != "longest_first":
             options["strategy"] = lengths.truncation
         if stride:
-            options["stride"] = min(stride, _MAX_LENGTH)
+            options["stride"] = min(stride, MAX_LENGTH)
         if tokenizer.truncation_side != "right":
             options["truncation_side"] = _side(tokenizer.truncation_side)
         if overflow:
             options["overflow"] = True
     if is_split_into_words:
         options["is_split_into_words"] = True
-    if tokenizer.split_special_tokens if split_special_tokens is None else split_special_tokens:
+    if split_special_tokens is None:
+        split_special_tokens = tokenizer.split_special_tokens
+    if type(split_special_tokens) is not bool:
+        raise TypeError(f"split_special_tokens is {split_special_tokens!r:.60}; expected True or False")
+    if split_special_tokens:
         options["split_special_tokens"] = True
     return options
 

@@ -1,7 +1,7 @@
 """What a tokenizer returns: a mapping of its outputs, with the way back from tokens to words and characters.
 
-Nothing but the outputs is computed by the call itself. Who asks for words or characters has the texts encoded once more,
-with offsets, by the same immutable vocabulary.
+Nothing but the outputs is computed by the call itself. Who asks for words or characters later has the texts encoded once
+more, with offsets, by the same immutable vocabulary; a call that gives offsets keeps its rows for that.
 """
 
 import logging
@@ -70,10 +70,13 @@ class Request(NamedTuple):
     pairs: Any
     options: Mapping[str, Any]  # the extension's
     padding: Padding | None = None
+    rows: Any = None  # the extension's Encodings, where the call kept offsets
 
-    def encode(self, **more: Any) -> Any:
+    def encode(self) -> Any:
         """The extension's Encodings with offsets."""
-        return self.vocabulary.core.encode(self.texts, self.pairs, offsets=True, **self.options, **more)
+        if self.rows is not None:
+            return self.rows
+        return self.vocabulary.core.encode(self.texts, self.pairs, offsets=True, **self.options)
 
     def is_pair(self, sample: int) -> bool:
         if self.pairs is not None:
@@ -91,40 +94,62 @@ class Request(NamedTuple):
             return (self.texts, self.pairs)[sequence][sample]
         return self.texts[sample][sequence] if self.is_pair(sample) else self.texts[sample]
 
+    def plain_tokens(self, ids: list[int]) -> list[str] | None:
+        """The tokens of ids; None where they depend on the text."""
+        varying = self.vocabulary.varying
+        return self.vocabulary.tokens(ids) if not varying or varying.keys().isdisjoint(ids) else None
+
     def tokens(self, rows: Rows, row: int) -> list[str]:
         """The tokens of a row. Those that took white space along, or were normalized, stand as they were found."""
         ids = rows.list("input_ids", row)
-        tokens = self.vocabulary.tokens(ids)
-        varying = self.vocabulary.varying
-        if varying and not varying.keys().isdisjoint(ids):
+        tokens = self.plain_tokens(ids)
+        if tokens is None:
+            tokens = self.vocabulary.tokens(ids)
+            varying = self.vocabulary.varying
             sample = int(rows.samples()[row])
             details = (rows.list(field, row) for field in ("sequence_ids", "word_ids", "offset_mapping"))
             for n, (i, sequence, word, (start, end)) in enumerate(zip(ids, *details, strict=True)):
                 if i in varying and sequence is not None:
                     text = self.text(sample, sequence)
                     found = (text if isinstance(text, str) else text[word])[start:end]
-                    tokens[n] = self.vocabulary.core.normalize(found) if varying[i] else found
+                    found = self.vocabulary.core.normalize(found) if varying[i] else found
+                    if tokens[n] in found:  # else it is a piece of a word: "##a" found in "ba"
+                        tokens[n] = found
         return tokens
 
 
 class Encoding:
     """One encoded text, with tokenizers.Encoding's attributes and methods."""
 
-    def __init__(self, rows: Rows, row: int, tokens: list[str], pair: bool, padding: Padding | None) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        row: int,
+        pair: bool,
+        padding: Padding | None,
+        tokens: "Request | list[str]",
+    ) -> None:
+        """``tokens``: those of the row, padding apart, or the request that finds them."""
         self._rows = rows
         self._row = row
-        self._tokens = tokens
         self._pair = pair
         self._padding = padding
+        self._tokens = tokens
+        self._fields: dict[str, list[Any]] = {}
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._field("input_ids"))
 
     def __repr__(self) -> str:
         return f"Encoding({len(self)} tokens)"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Encoding, (_Copy(self._rows, [self._row]), 0, self._tokens, self._pair, self._padding)
+        return Encoding, (_Copy(self._rows, [self._row]), 0, self._pair, self._padding, self._unpadded_tokens())
+
+    def _unpadded_tokens(self) -> list[str]:
+        if isinstance(self._tokens, Request):
+            self._tokens = self._tokens.tokens(self._rows, self._row)
+        return self._tokens
 
     def _pad(self, values: list[Any], fill: Any) -> list[Any]:
         missing = 0 if self._padding is None else self._padding.length - len(values)
@@ -134,42 +159,46 @@ class Encoding:
         return [fill] * missing + values if self._padding.left else values + [fill] * missing
 
     def _field(self, name: str) -> list[Any]:
-        fill = PADDING[name]
-        if name == "input_ids" and self._padding is not None:
-            fill = self._padding.token_id
-        return self._pad(self._rows.list(name, self._row), fill)
+        """A field with its padding, to be read only."""
+        values = self._fields.get(name)
+        if values is None:
+            fill = PADDING[name]
+            if name == "input_ids" and self._padding is not None:
+                fill = self._padding.token_id
+            values = self._fields[name] = self._pad(self._rows.list(name, self._row), fill)
+        return values
 
-    @cached_property
+    @property
     def ids(self) -> list[int]:
-        return self._field("input_ids")
+        return self._field("input_ids")[:]
 
-    @cached_property
+    @property
     def type_ids(self) -> list[int]:
-        return self._field("token_type_ids")
+        return self._field("token_type_ids")[:]
 
-    @cached_property
+    @property
     def attention_mask(self) -> list[int]:
-        return self._field("attention_mask")
+        return self._field("attention_mask")[:]
 
-    @cached_property
+    @property
     def special_tokens_mask(self) -> list[int]:
-        return self._field("special_tokens_mask")
+        return self._field("special_tokens_mask")[:]
 
-    @cached_property
+    @property
     def offsets(self) -> list[tuple[int, int]]:
-        return self._field("offset_mapping")
+        return self._field("offset_mapping")[:]
 
-    @cached_property
+    @property
     def word_ids(self) -> list[int | None]:
-        return self._field("word_ids")
+        return self._field("word_ids")[:]
 
-    @cached_property
+    @property
     def sequence_ids(self) -> list[int | None]:
-        return self._field("sequence_ids")
+        return self._field("sequence_ids")[:]
 
-    @cached_property
+    @property
     def tokens(self) -> list[str]:
-        return self._pad(self._tokens, "" if self._padding is None else self._padding.token)
+        return self._pad(self._unpadded_tokens(), "" if self._padding is None else self._padding.token)[:]
 
     @property
     def n_sequences(self) -> int:
@@ -179,14 +208,15 @@ class Encoding:
         """The tokens of a sequence; all tokens for a sequence that there is not, as in tokenizers."""
         if not 0 <= sequence < self.n_sequences:
             return range(len(self))
-        ids = self.sequence_ids
+        ids = self._field("sequence_ids")
         count = ids.count(sequence)
         start = ids.index(sequence) if count else 0
         return range(start, start + count)
 
     def char_to_token(self, char_pos: int, sequence_index: int = 0) -> int | None:
-        """The first token whose characters include this one."""
-        offsets = self.offsets
+        """The first token whose characters include this one. Raises OverflowError for a negative position."""
+        _not_negative(char_pos)
+        offsets = self._field("offset_mapping")
         return next((i for i in self._range(sequence_index) if offsets[i][0] <= char_pos < offsets[i][1]), None)
 
     def char_to_word(self, char_pos: int, sequence_index: int = 0) -> int | None:
@@ -195,17 +225,19 @@ class Encoding:
 
     def token_to_sequence(self, token_index: int) -> int | None:
         """0 or 1; None for special tokens, padding, and past the end."""
-        return self.sequence_ids[token_index] if token_index < len(self) else None
+        return self._field("sequence_ids")[token_index] if token_index < len(self) else None
 
     def token_to_word(self, token_index: int) -> int | None:
-        return None if self.token_to_sequence(token_index) is None else self.word_ids[token_index]
+        return None if self.token_to_sequence(token_index) is None else self._field("word_ids")[token_index]
 
     def token_to_chars(self, token_index: int) -> tuple[int, int] | None:
-        return None if self.token_to_sequence(token_index) is None else self.offsets[token_index]
+        """The characters [start, end) of a token. Raises OverflowError for a negative index."""
+        _not_negative(token_index)
+        return None if self.token_to_sequence(token_index) is None else self._field("offset_mapping")[token_index]
 
     def word_to_tokens(self, word_index: int, sequence_index: int = 0) -> tuple[int, int] | None:
         """The tokens [start, end) of a word."""
-        words = self.word_ids
+        words = self._field("word_ids")
         found = []
         for i in self._range(sequence_index):
             word = words[i]
@@ -217,7 +249,13 @@ class Encoding:
 
     def word_to_chars(self, word_index: int, sequence_index: int = 0) -> tuple[int, int] | None:
         span = self.word_to_tokens(word_index, sequence_index)
-        return None if span is None else (self.offsets[span[0]][0], self.offsets[span[1] - 1][1])
+        offsets = self._field("offset_mapping")
+        return None if span is None else (offsets[span[0]][0], offsets[span[1] - 1][1])
+
+
+def _not_negative(position: int) -> None:
+    if position < 0:
+        raise OverflowError(f"the index is {position}; can't convert negative int to unsigned")
 
 
 class _Copy:
@@ -251,8 +289,7 @@ class Encodings(Sequence[Encoding]):
         samples = rows.samples().tolist()
         self._request = None
         return [
-            Encoding(rows, row, request.tokens(rows, row), request.is_pair(sample), request.padding)
-            for row, sample in enumerate(samples)
+            Encoding(rows, row, request.is_pair(sample), request.padding, request) for row, sample in enumerate(samples)
         ]
 
     def __len__(self) -> int:
@@ -275,7 +312,7 @@ class BatchEncoding(dict[str, Any]):
     characters take ``(batch_index, index)``, or ``(index)`` for the first row.
     """
 
-    __slots__ = ("_details",)
+    __slots__ = ("__dict__", "_details")
     _details: Any  # a Request, its encodings, or None
 
     def __init__(
@@ -358,6 +395,9 @@ class BatchEncoding(dict[str, Any]):
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
         """Which word of its text each token is of; None for special tokens and padding."""
+        details = self._details
+        if type(details) is Request and details.rows is not None and details.padding is None and batch_index >= 0:
+            return details.rows.list("word_ids", batch_index)
         return self._encoding("word_ids", batch_index).word_ids
 
     def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:

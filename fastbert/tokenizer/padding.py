@@ -47,7 +47,9 @@ def pad(
         raise ValueError(
             f"type of {first} unknown: {type(first)}. Should be one of a python, numpy, or pytorch object."
         )
-    data = {key: to_lists(value) for key, value in encoded.items()}
+    listed = (main, "attention_mask", *_PADDED)
+    arrays = not isinstance(first, int | list | tuple)
+    data = {key: to_lists(value) if arrays or key in listed else value for key, value in encoded.items()}
     lengths = resolve_lengths(tokenizer, padding, None, max_length, verbose=verbose)
     mask = "attention_mask" in tokenizer.model_input_names if return_attention_mask is None else return_attention_mask
     single = not isinstance(data[main][0], list | tuple)

@@ -6,17 +6,14 @@ from typing import Any
 
 from fastbert.packing import PackedBatch
 from fastbert.tokenizer import calls
-from fastbert.tokenizer.encoding import BatchEncoding, Request
+from fastbert.tokenizer.encoding import Request
 from fastbert.tokenizer.padding import pad
+from fastbert.tokenizer.quick import quick_call
 from fastbert.tokenizer.special import SpecialTokens
 from fastbert.tokenizer.tensors import to_lists
 from fastbert.tokenizer.vocabulary import Vocabulary, clean_up
 
 logger = logging.getLogger(__name__)
-
-_NO_OPTIONS: dict[str, Any] = {}
-_new_encoding = BatchEncoding.__new__
-_new_request = tuple.__new__
 
 
 class CallSurface(SpecialTokens):
@@ -95,36 +92,36 @@ class CallSurface(SpecialTokens):
             Exception: only_first or only_second asks for more than that text has; transformers raises no other class.
         """
         if (
-            type(text) is str
-            and text_pair is None
+            text is not None
             and text_target is None
-            and add_special_tokens is True
-            and padding is False
-            and return_tensors is None
-            and max_length is None
-            and (truncation is None or truncation is False)
+            and type(stride) is int
+            and stride == 0
             and is_split_into_words is False
-            and return_token_type_ids is None
-            and return_attention_mask is None
+            and pad_to_multiple_of is None
+            and padding_side is None
             and return_overflowing_tokens is False
-            and return_special_tokens_mask is False
-            and return_offsets_mapping is False
             and return_length is False
             and tokenizer_kwargs is None
             and not kwargs
-            and not self.split_special_tokens
-            and "token_type_ids" in self.model_input_names
-            and "attention_mask" in self.model_input_names
         ):
-            # One text and nothing else asked: the commonest call, whose cost would be its arguments.
-            vocabulary = self._vocabulary
-            outputs = vocabulary.encode_dict(text, True, -1)
-            if verbose and len(outputs["input_ids"]) > self.model_max_length:
-                self._warn_of_length(len(outputs["input_ids"]))
-            plain = _new_encoding(BatchEncoding)
-            plain.update(outputs)
-            plain._details = _new_request(Request, (vocabulary, text, None, _NO_OPTIONS, None))
-            return plain
+            result = quick_call(
+                self,
+                text,
+                text_pair,
+                add_special_tokens,
+                padding,
+                truncation,
+                max_length,
+                return_tensors,
+                return_token_type_ids,
+                return_attention_mask,
+                return_special_tokens_mask,
+                return_offsets_mapping,
+                verbose,
+                threads,
+            )
+            if result is not None:
+                return result
         if text is None and text_target is None:
             raise ValueError("You need to specify either `text` or `text_target`.")
         given: dict[str, Any] = {
@@ -232,7 +229,7 @@ class CallSurface(SpecialTokens):
         )
         return calls.shape_outputs(
             rows,
-            Request(vocabulary, texts, pairs, options, padding_to),
+            Request(vocabulary, texts, pairs, options, padding_to, rows if return_offsets_mapping else None),
             ["input_ids", *(name for name, asked in wanted if asked)],
             batched=batched,
             tensors=tensors,
@@ -254,6 +251,25 @@ class CallSurface(SpecialTokens):
         **kwargs: Any,
     ) -> Any:
         """The ids alone; the arguments are those of a call."""
+        if not kwargs and type(stride) is int and stride == 0 and padding_side is None:
+            quick = quick_call(
+                self,
+                text,
+                text_pair,
+                add_special_tokens,
+                padding,
+                truncation,
+                max_length,
+                return_tensors,
+                False,
+                False,
+                False,
+                False,
+                True,
+                None,
+            )
+            if quick is not None:
+                return quick["input_ids"]
         encoded = self._encode(
             text,
             text_pair,
@@ -274,6 +290,12 @@ class CallSurface(SpecialTokens):
         """The tokens as strings, of the whole text: padding and truncation are ignored, as transformers does."""
         for name in ("padding", "truncation", "max_length"):
             kwargs.pop(name, None)
+        if type(text) is str and not kwargs:
+            quick = quick_call(
+                self, text, pair, add_special_tokens, False, None, None, None, False, False, False, False, True, None
+            )
+            if quick is not None:
+                return quick._details.plain_tokens(quick["input_ids"]) or quick.tokens()
         return self._encode(text, pair, add_special_tokens=add_special_tokens, **kwargs).tokens()
 
     def encode_utf8(
@@ -371,8 +393,11 @@ class CallSurface(SpecialTokens):
     ) -> Any:
         """The text of ids, or a list of texts for a list of lists. Ids that there are not are left out."""
         token_ids = to_lists(token_ids)
-        if isinstance(token_ids, list) and token_ids and isinstance(token_ids[0], list):
-            return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in token_ids]
+        if isinstance(token_ids, list | tuple) and token_ids and isinstance(token_ids[0], list | tuple):
+            return [self._decode_row(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in token_ids]
+        return self._decode_row(token_ids, skip_special_tokens, clean_up_tokenization_spaces)
+
+    def _decode_row(self, token_ids: Any, skip_special_tokens: bool, clean_up_tokenization_spaces: bool | None) -> str:
         if type(skip_special_tokens) is not bool:
             raise TypeError(f"skip_special_tokens is {skip_special_tokens!r:.60}; expected True or False")
         if isinstance(token_ids, Mapping):

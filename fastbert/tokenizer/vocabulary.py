@@ -43,7 +43,7 @@ class Vocabulary:
         extension = _extension()
         self.core = extension.WordPiece(self.model, added_tokens=added.as_rows(), **blueprint.core_arguments())
         self.template_tokens = self.core.num_special_tokens(False)
-        self.encode_dict = self.core.encode_dict
+        self.fill = self.core.fill
         self._truncation_error = extension.TruncationError
 
     def __reduce__(self) -> tuple[Any, ...]:
