@@ -24,6 +24,7 @@ from fastbert.cpu._launch import DTYPE_NUMBERS
 # Numbers of csrc/cpu/linear.h's enum Precision.
 PRECISIONS = {"fp32": 0, "bf16": 1, "int8": 2}
 _ALIGNMENT = 64
+_MOST_INTEGERS = (2**31 - 1) // (127 * 128)  # products of 8-bit integers whose sum, and its offset, an int32 holds
 
 
 class PackedWeight:
@@ -56,6 +57,11 @@ class PackedWeight:
             weight = weight.contiguous()
         self.precision = precision
         self.out, self.in_features = weight.shape
+        if precision == "int8" and self.in_features > _MOST_INTEGERS:
+            raise ValueError(
+                f"a weight {list(weight.shape)} has {self.in_features} columns; with precision 'int8' at most {_MOST_INTEGERS} "
+                "are summed exactly: take 'bf16' or 'fp32'"
+            )
         number = PRECISIONS[precision]
         self.nbytes = _C.linear_packed_bytes(number, self.out, self.in_features)
         self._buffer = torch.empty(self.nbytes + _ALIGNMENT, dtype=torch.uint8)

@@ -120,7 +120,8 @@ def _attend(
     causal: bool,
     dropout_p: float,
 ) -> Tensor:
-    q, k, v = qkv.view(qkv.shape[0], 3, num_heads, -1).unbind(1)  # each [total, heads, head_dim]
+    head_dim = qkv.shape[1] // (3 * num_heads)
+    q, k, v = qkv.view(qkv.shape[0], 3, num_heads, head_dim).unbind(1)  # each [total, heads, head_dim]
     context = F.varlen_attention(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, causal=causal)
     assert isinstance(context, Tensor)  # and no pair, without return_lse
     return context.flatten(1)
