@@ -124,10 +124,19 @@ def test_threads_and_neighbours_change_no_bit(isa, precision):
     assert torch.equal(some, results[0][17:30])
 
 
-def test_large_sums_of_integers_are_exact(isa):
-    x, w = torch.ones(1, 4096), torch.ones(1, 4096)
-    actual = linear.linear_reduced(x, w, None, "none", None, "int8", torch.float32)
-    assert_close_to_exact(actual, torch.full((1, 1), 4096.0, dtype=torch.float64))
+@pytest.mark.parametrize("width", [4096, 132104])
+def test_large_sums_of_integers_are_exact(isa, width):
+    """Up to the widest row whose sum an int32 holds, of either sign."""
+    for sign in (1.0, -1.0):
+        actual = linear.linear_reduced(
+            torch.ones(1, width), torch.full((1, width), sign), None, "none", None, "int8", torch.float32
+        )
+        assert_close_to_exact(actual, torch.full((1, 1), sign * width, dtype=torch.float64))
+
+
+def test_sums_of_integers_that_may_overflow_are_refused():
+    with pytest.raises(ValueError, match=r"\[1, 132105\].*at most 132104"):
+        linear.linear_reduced(torch.ones(1, 132105), torch.ones(1, 132105), None, "none", None, "int8", torch.float32)
 
 
 def test_several_weights_make_one_product():

@@ -54,6 +54,13 @@ def _optimizer(layer):
     torch.optim.SGD(layer.parameters(), lr=0.1).step()
 
 
+def _fused_step_of_one_element(layer):
+    """Fused steps count no version, and this one touches no sample."""
+    layer.weight.grad = torch.zeros(40, 16)
+    layer.weight.grad[2, 3] = 1.0
+    torch.optim.SGD(layer.parameters(), lr=1.0, fused=True).step()
+
+
 def _load_state_dict(layer):
     layer.load_state_dict(_layer().state_dict())
 
@@ -91,6 +98,7 @@ def _inference_mode(layer):
 CHANGES = [
     _in_place,
     _optimizer,
+    _fused_step_of_one_element,
     _load_state_dict,
     _load_and_assign,
     _other_storage,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import fastbert
 from fastbert import functional as F
@@ -134,6 +135,7 @@ def test_wrong_boundaries_raise_what_attention_raises():
             ([0, 5, 60], "from 0 to 60"),
             ([0, 30, 20, 41], "decreases"),
             ([0, 41], "sequence of 41"),
+            ([], r"shape \[0\]"),
         ):
             with pytest.raises(ValueError, match=message):
                 block(x, torch.tensor(wrong, dtype=torch.int32), 19)
@@ -149,6 +151,58 @@ def test_weights_that_do_not_fit_raise_what_the_operations_raise(precision):
     for weights, message in cases:
         with torch.no_grad(), pytest.raises(ValueError, match=message):
             transformer_block(x, CU_SEQLENS, 19, weights, block.options)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("width", [8, 64])
+def test_rows_of_another_width_than_the_first_ones(precision, width):
+    block, x = _block(precision=precision)
+    _run(block, x)
+    with pytest.raises(ValueError, match=rf"\[41, {width}\]"):
+        _run(block, torch.randn(41, width))
+
+
+class Doubled(torch.Tensor):
+    """A weight that is computed where it is used, as quantized ones are: it has no memory of its own."""
+
+    @staticmethod
+    def __new__(cls, half):
+        return torch.Tensor._make_wrapper_subclass(cls, half.shape, dtype=half.dtype)
+
+    def __init__(self, half):
+        self.half_of_it = half
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, arguments=(), keywords=None):
+        plain = torch.utils._pytree.tree_map_only(cls, lambda t: 2.0 * t.half_of_it, (arguments, keywords or {}))
+        result = function(*plain[0], **plain[1])
+        return cls(result / 2.0) if function is torch.ops.aten.detach.default else result
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", ["qkv_weight", "down_weight", "up_bias"])
+def test_weights_of_a_tensor_subclass(precision, name):
+    block, x = _block(precision=precision)
+    fitting = block.weights()
+    half = torch.nn.Parameter(Doubled(getattr(fitting, name).detach() / 2.0), requires_grad=False)
+    with torch.no_grad():
+        actual = transformer_block(x, CU_SEQLENS, 19, fitting._replace(**{name: half}), block.options)
+    tolerance = {"fp32": 2e-6, "bf16": 2e-2, "int8": 5e-2}[precision]
+    torch.testing.assert_close(actual, _run(block, x), rtol=0.0, atol=tolerance * actual.abs().max().item())
+
+
+def test_a_tangent_is_not_dropped():
+    block, x = _block()
+    with torch.no_grad(), forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        block(forward_ad.make_dual(x, torch.ones_like(x)), CU_SEQLENS, 19)
+
+
+def test_nothing_is_packed_of_weights_whose_changes_cannot_be_noticed(monkeypatch):
+    with torch.inference_mode():
+        block, x = _block()
+    monkeypatch.setattr("fastbert.cpu.packed_weights.PackedWeight", None)
+    with torch.inference_mode():
+        _run(block, x)
 
 
 def test_a_model_has_one_precision(tmp_path):

@@ -78,10 +78,18 @@ def transformer_block(
     dtype = x.dtype
     if dtype not in DTYPE_NUMBERS or x.dim() != 2 or not x.is_cpu or not x.is_contiguous():
         return None
+    if type(cu_seqlens) is not Tensor or type(max_seqlen) is not int:
+        return None
     if not (
         cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int32 and cu_seqlens.dim() == 1 and cu_seqlens.is_contiguous()
     ):
         return None
+    if cu_seqlens.shape[0] == 0:
+        return None
+    # Of a tensor subclass the address says nothing: it may compute its values.
+    for v in vectors:
+        if v is not None and type(v) is not Parameter and type(v) is not Tensor:
+            return None
     precision = settings[-1]
     if precision == "fp32":
         if dtype is torch.bfloat16:
@@ -89,18 +97,22 @@ def transformer_block(
         if _C.isa() == "baseline":
             return None
         for w in matrices:
-            if w.dtype is not dtype or not (type(w) is Parameter or isinstance(w, Parameter)):
+            if w.dtype is not dtype or type(w) is not Parameter:
                 return None
     for w in matrices:  # before anything of them is packed; their shapes are looked at with the plan
-        if w.dim() != 2 or not w.is_cpu or w.dtype not in DTYPE_NUMBERS:
+        if type(w) is not Parameter and type(w) is not Tensor:
             return None
+        if w.dim() != 2 or not w.is_cpu or w.dtype not in DTYPE_NUMBERS or not is_cacheable(w):
+            return None
+    if x.shape[1] != matrices[0].shape[1]:
+        return None
     for _ in range(2):
         packed = tuple([packed_weight(precision, w, check=False) for w in matrices])
         key = (settings, dtype)
         plan = packed[0].blocks.get(key)
         if not isinstance(plan, _Plan) or plan.packed != packed[1:] or plan.layouts != _layouts(vectors):
             described = BlockSettings(*settings)
-            if not _fits(x, matrices, vectors, described):
+            if not _fits(x.shape[1], matrices, vectors, described):
                 return None
             plan = packed[0].blocks[key] = _Plan(dtype, packed, vectors, described)
         y = torch.empty_like(x)
@@ -121,22 +133,18 @@ def transformer_block(
     return None  # somebody changes the weights while we pack them
 
 
-def _fits(x: Tensor, matrices: tuple[Tensor, ...], vectors: tuple[Tensor | None, ...], settings: BlockSettings) -> bool:
-    """Whether all shapes, dtypes and layouts are those that the C++ block takes."""
-    hidden = x.shape[1]
+def _fits(
+    hidden: int, matrices: tuple[Tensor, ...], vectors: tuple[Tensor | None, ...], settings: BlockSettings
+) -> bool:
+    """Whether all shapes of the weights, and the vectors' dtypes and layouts, are those that the C++ block takes."""
     qkv, out, up, down = matrices
-    intermediate = up.shape[0] if up.dim() == 2 else 0
+    intermediate = up.shape[0]
     expected = ((3 * hidden, hidden), (hidden, hidden), (intermediate, hidden), (hidden, intermediate))
     heads = settings.num_heads
     if min(hidden, intermediate, heads) < 1 or hidden % heads or settings.activation not in ACTIVATIONS:
         return False
     for matrix, shape in zip((qkv, out, up, down), expected, strict=True):
-        if (
-            tuple(matrix.shape) != shape
-            or matrix.dtype not in DTYPE_NUMBERS
-            or not matrix.is_cpu
-            or not is_cacheable(matrix)
-        ):
+        if tuple(matrix.shape) != shape:
             return False
     lengths = (3 * hidden, hidden, intermediate, hidden, *[hidden] * 4)
     for vector, length in zip(vectors, lengths, strict=True):

@@ -2,9 +2,10 @@
 
 The cache knows a weight by identity and holds it weakly: it is no part of a module, a ``state_dict``, a copy or a pickle. What was
 packed is used only while the weight is what it was: the same storage, address, shape, strides and dtype, and the same version,
-which torch counts at every change in place. A change that torch does not count (through ``.data`` or ``.numpy()``) is seen if it
-changes any of a few samples of the weight, as a change of all of it does; after one of single elements call
-``drop_packed_weights()``.
+which torch counts at every change in place. The step of an optimizer, which torch does not count if it is a fused one, drops what
+was packed of its parameters. Another change that torch does not count (through ``.data`` or ``.numpy()``, or by another process in
+shared memory) is seen if it changes any of a few samples of the weight, as a change of all of it does; after one of single elements
+call ``drop_packed_weights()``. ``torch.utils.swap_tensors`` refuses a weight that is packed: drop them before it, too.
 """
 
 import os
@@ -15,6 +16,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fastbert import _C
 from fastbert.cpu._launch import DTYPE_NUMBERS
@@ -22,6 +24,7 @@ from fastbert.cpu._launch import DTYPE_NUMBERS
 # Numbers of csrc/cpu/linear.h's enum Precision.
 PRECISIONS = {"fp32": 0, "bf16": 1, "int8": 2}
 _ALIGNMENT = 64
+_MOST_INTEGERS = (2**31 - 1) // (127 * 128)  # products of 8-bit integers whose sum, and its offset, an int32 holds
 
 
 class PackedWeight:
@@ -54,6 +57,11 @@ class PackedWeight:
             weight = weight.contiguous()
         self.precision = precision
         self.out, self.in_features = weight.shape
+        if precision == "int8" and self.in_features > _MOST_INTEGERS:
+            raise ValueError(
+                f"a weight {list(weight.shape)} has {self.in_features} columns; with precision 'int8' at most {_MOST_INTEGERS} "
+                "are summed exactly: take 'bf16' or 'fp32'"
+            )
         number = PRECISIONS[precision]
         self.nbytes = _C.linear_packed_bytes(number, self.out, self.in_features)
         self._buffer = torch.empty(self.nbytes + _ALIGNMENT, dtype=torch.uint8)
@@ -165,6 +173,14 @@ def forget(weights: Iterable[Tensor]) -> None:
     for key in list(_entries):
         if wanted.intersection(key[1:]):
             _entries.pop(key, None)
+
+
+def _after_step(optimizer: torch.optim.Optimizer, _arguments: object, _keywords: object) -> None:
+    if _entries:
+        forget(weight for group in optimizer.param_groups for weight in group["params"])
+
+
+register_optimizer_step_post_hook(_after_step)
 
 
 def drop_packed_weights() -> None:

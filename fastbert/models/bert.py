@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastbert import functional as F
 from fastbert.models import checkpoint
 from fastbert.models.bert_names import FLOATS, fill_from_checkpoint, match_names, to_checkpoint
 from fastbert.models.config import BertConfig
 from fastbert.models.pooling import cls_pool
 from fastbert.nn import Embeddings, TransformerBlock, check_precision, initialize
+from fastbert.nn._modules import product
 from fastbert.packing import PackedBatch, check_tensor, pack, unpack
 
 
@@ -35,7 +35,7 @@ class Pooler(nn.Module):
     def forward(self, hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
         """[total, hidden] to [batch, hidden]."""
         first = cls_pool(hidden, cu_seqlens)
-        pooled = F.linear_act(first, self.dense.weight, self.dense.bias, "tanh")
+        pooled = product(self.dense, first, "tanh")
         return pooled.masked_fill((cu_seqlens.diff() == 0).unsqueeze(-1), 0.0)
 
 

@@ -7,12 +7,14 @@ Shapes: ``x [total, hidden]``, ``cu_seqlens`` int32 ``[batch + 1]``, ``max_seqle
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as TF
 
 from fastbert import functional as F
+from fastbert.nn._modules import is_plain, product, weight_and_bias
 from fastbert.nn.init import initialize
 from fastbert.nn.norm import LayerNorm
 from fastbert.ops.block import whole_block
@@ -106,9 +108,20 @@ def self_attention(
 
     In bfloat16 where the precision is reduced.
     """
-    qkv = _linear(x, qkv_weight, qkv_bias, "none", precision, torch.bfloat16)  # [total, 3 * hidden]
-    head_dim = qkv_weight.shape[0] // (3 * num_heads)
-    q, k, v = qkv.view(x.shape[0], 3, num_heads, head_dim).unbind(1)  # each [total, heads, head_dim]
+    qkv = _linear(x, qkv_weight, qkv_bias, "none", precision, torch.bfloat16)
+    return _attend(qkv, cu_seqlens, max_seqlen, num_heads, causal, dropout_p)
+
+
+def _attend(
+    qkv: Tensor,  # [total, 3 * hidden]
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    num_heads: int,
+    causal: bool,
+    dropout_p: float,
+) -> Tensor:
+    head_dim = qkv.shape[1] // (3 * num_heads)
+    q, k, v = qkv.view(qkv.shape[0], 3, num_heads, head_dim).unbind(1)  # each [total, heads, head_dim]
     context = F.varlen_attention(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, causal=causal)
     assert isinstance(context, Tensor)  # and no pair, without return_lse
     return context.flatten(1)
@@ -223,14 +236,6 @@ def transformer_block(
     )
 
 
-def _weight_and_bias(module: nn.Module) -> tuple[Any, Any]:
-    parameters = module._parameters  # past Module.__getattr__, which takes 0.6 µs; a parametrized weight is not there
-    try:
-        return parameters["weight"], parameters["bias"]
-    except KeyError:
-        return module.weight, module.bias
-
-
 class SelfAttention(nn.Module):
     """Multi-head self-attention with its output projection, each sequence of a packed batch on its own.
 
@@ -267,17 +272,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """[total, hidden] to [total, hidden]."""
-        context = self_attention(
-            x,
-            cu_seqlens,
-            max_seqlen,
-            self.qkv.weight,
-            self.qkv.bias,
-            self.num_heads,
-            causal=self.causal,
-            dropout_p=self.dropout_p if self.training else 0.0,
-        )
-        return F.linear_act(context, self.out.weight, self.out.bias)
+        dropout_p = self.dropout_p if self.training else 0.0
+        context = _attend(product(self.qkv, x), cu_seqlens, max_seqlen, self.num_heads, self.causal, dropout_p)
+        return product(self.out, context)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, causal={self.causal}, dropout_p={self.dropout_p}"
@@ -304,8 +301,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] to [..., hidden]."""
-        up = F.linear_act(x, self.up.weight, self.up.bias, self.activation)
-        return F.linear_act(up, self.down.weight, self.down.bias)
+        return product(self.down, product(self.up, x, self.activation))
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"
@@ -376,16 +372,19 @@ class TransformerBlock(nn.Module):
         """The parameters as ``transformer_block`` takes them."""
         attention, feed_forward = self.attention, self.feed_forward
         return BlockWeights(
-            *_weight_and_bias(attention.qkv),
-            *_weight_and_bias(attention.out),
-            *_weight_and_bias(self.attention_norm),
-            *_weight_and_bias(feed_forward.up),
-            *_weight_and_bias(feed_forward.down),
-            *_weight_and_bias(self.feed_forward_norm),
+            *weight_and_bias(attention.qkv),
+            *weight_and_bias(attention.out),
+            *weight_and_bias(self.attention_norm),
+            *weight_and_bias(feed_forward.up),
+            *weight_and_bias(feed_forward.down),
+            *weight_and_bias(self.feed_forward_norm),
         )
 
     def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """[total, hidden] to [total, hidden]."""
+        changed = self._changed_parts()
+        if changed:
+            return self._forward_by_modules(x, cu_seqlens, max_seqlen, changed)
         training = self.training
         return transformer_block(
             x,
@@ -396,6 +395,41 @@ class TransformerBlock(nn.Module):
             dropout_p=self.dropout_p if training else 0.0,
             attention_dropout_p=self.attention.dropout_p if training else 0.0,
         )
+
+    def _changed_parts(self) -> list[str]:
+        """Modules of the block that are no longer what it made: another class, or with hooks."""
+        attention, feed_forward = self.attention, self.feed_forward
+        if (
+            is_plain(attention, SelfAttention.forward)
+            and is_plain(attention.qkv, nn.Linear.forward)
+            and is_plain(attention.out, nn.Linear.forward)
+            and is_plain(self.attention_norm, LayerNorm.forward)
+            and is_plain(feed_forward, FeedForward.forward)
+            and is_plain(feed_forward.up, nn.Linear.forward)
+            and is_plain(feed_forward.down, nn.Linear.forward)
+            and is_plain(self.feed_forward_norm, LayerNorm.forward)
+        ):
+            return []
+        expected = {SelfAttention.forward, FeedForward.forward, LayerNorm.forward, nn.Linear.forward}
+        changed = [
+            name for name, part in self.named_modules() if name and not any(is_plain(part, each) for each in expected)
+        ]
+        return changed or ["a part"]
+
+    def _forward_by_modules(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, changed: list[str]) -> Tensor:
+        """The same block, every module called: an adapter, a pruned or quantized layer, a hook has its say."""
+        if self.precision != "fp32":
+            raise ValueError(
+                f"precision is {self.precision!r}, which reads the weights past their modules, but {changed[0]} has another "
+                "forward or hooks; remove these (merge an adapter into its weight), or take precision 'fp32'"
+            )
+        p, training = self.dropout_p, self.training
+        if self.options.norm_first:
+            x = x + TF.dropout(self.attention(self.attention_norm(x), cu_seqlens, max_seqlen), p, training)
+            return x + TF.dropout(self.feed_forward(self.feed_forward_norm(x)), p, training)
+        x = self.attention_norm(x + TF.dropout(self.attention(x, cu_seqlens, max_seqlen), p, training))
+        y: Tensor = self.feed_forward_norm(x + TF.dropout(self.feed_forward(x), p, training))
+        return y
 
     def extra_repr(self) -> str:
         return f"norm_first={self.options.norm_first}, dropout_p={self.dropout_p}, precision={self.precision!r}"
