@@ -131,7 +131,7 @@ void linear_binding(int precision, int64_t rows, int64_t out, int64_t in, uintpt
     a.x_stride = x_stride;
     a.packed = pointer<void>(packed);
     a.bias = {pointer<void>(bias), static_cast<Dtype>(bias_dtype)};
-    a.activation = activation;
+    a.activation = static_cast<Activation>(activation);
     a.residual = pointer<void>(residual);
     a.residual_dtype = static_cast<Dtype>(residual_dtype);
     a.residual_stride = residual_stride;
@@ -207,9 +207,9 @@ void attention_binding(int dtype, const py::tuple& shape, uintptr_t q, const py:
     attention(static_cast<Dtype>(dtype), a, threads);
 }
 
-using Vector = std::pair<uintptr_t, int>;                                 // address, dtype
-using Watched = std::vector<std::tuple<uintptr_t, int64_t, uint64_t>>;    // as Original
-using Weight = std::tuple<int64_t, int64_t, uintptr_t, Vector, Watched>;  // as BlockLinear
+using Vector = std::pair<uintptr_t, int>;                                              // address, dtype
+using Watched = std::vector<std::tuple<uintptr_t, int64_t, uint64_t>>;                 // as Original
+using Weight = std::tuple<int64_t, int64_t, uintptr_t, std::vector<Vector>, Watched>;  // as BlockLinear
 
 Parameter parameter(const Vector& v) {
     return {pointer<void>(v.first), static_cast<Dtype>(v.second)};
@@ -220,7 +220,7 @@ BlockLinear block_linear(const Weight& w) {
     linear.out = std::get<0>(w);
     linear.in = std::get<1>(w);
     linear.packed = pointer<void>(std::get<2>(w));
-    linear.bias = parameter(std::get<3>(w));
+    for (const Vector& bias : std::get<3>(w)) linear.biases.push_back(parameter(bias));
     for (const auto& [data, bytes, hash] : std::get<4>(w))
         linear.originals.push_back({pointer<void>(data), bytes, hash});
     return linear;
@@ -232,7 +232,7 @@ Block block(int precision, int stream, int64_t heads, int activation, float eps,
     b.precision = static_cast<Precision>(precision);
     b.stream = static_cast<Dtype>(stream);
     b.heads = heads;
-    b.activation = activation;
+    b.activation = static_cast<Activation>(activation);
     b.eps = eps;
     b.norm_first = norm_first;
     b.causal = causal;

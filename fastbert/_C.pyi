@@ -178,7 +178,9 @@ class Block:
         eps: float,
         norm_first: bool,
         causal: bool,
-        linears: list[tuple[int, int, int, _Vector, list[tuple[int, int, int]]]],  # out, in, packed, bias, originals
+        linears: list[
+            tuple[int, int, int, list[_Vector], list[tuple[int, int, int]]]
+        ],  # out, in, packed, biases, originals
         norms: list[_Vector],
         /,
     ) -> None: ...

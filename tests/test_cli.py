@@ -273,7 +273,8 @@ def test_tables_fit_the_terminal(width):
         "a note",
     ):
         assert expected in flat, expected
-    assert ("GB/s" in text) == (width >= 100)
+    assert ("GB/s" in text) == ("limit%" in text.split("Ratio:")[0]) == (width >= 100)
+    assert ("28 1.0e-07" in flat) == (width >= 100)  # 2.5 of the limit's 9
     assert ("range" in next(line for line in lines if "contender" in line)) == (width >= 140)
 
 

@@ -9,7 +9,7 @@ from fastbert import reference
 from tests.numerics import assert_close_to_exact
 
 _C = pytest.importorskip("fastbert._C", reason="the extension is not built")
-from fastbert.cpu import linear  # noqa: E402
+from fastbert.cpu import gelu, linear  # noqa: E402
 from fastbert.cpu.packed_weights import PackedWeight  # noqa: E402
 
 ISAS = _C.isas()
@@ -62,6 +62,16 @@ def test_activations(isa, dtype, activation):
     near = x[x.abs().squeeze(1) < 1.0]
     actual = linear.linear_act(near, nn.Parameter(torch.ones(1, 1, dtype=dtype)), None, activation, False)[0]
     assert_close_to_exact(actual, function(near.double()), function(near))
+
+
+@pytest.mark.parametrize("approximate", reference.GELU_BY_APPROXIMATION)
+def test_gelu_is_that_of_bias_gelu(isa, approximate):
+    """Bit for bit, and so with its precision in the left tail."""
+    x = torch.linspace(-15.0, 15.0, 5001)
+    activation = reference.GELU_BY_APPROXIMATION[approximate]
+    packed = PackedWeight((torch.ones(1, 1),), "fp32")
+    actual = linear.multiply(x.unsqueeze(1), packed, None, activation, None, torch.float32)
+    assert torch.equal(actual.squeeze(1), gelu.bias_gelu(x, None, approximate))
 
 
 @pytest.mark.parametrize("activation", reference.ACTIVATIONS)

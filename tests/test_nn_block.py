@@ -119,6 +119,39 @@ def test_block_without_biases():
 
 
 @pytest.mark.parametrize("norm_first", [False, True], ids=["post-norm", "pre-norm"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_separate_query_key_and_value_have_the_merged_ones_gradients(norm_first, bias):
+    block, _ = pair(norm_first=norm_first, bias=bias)
+    batch = packed_tokens()
+    merged, x = block.weights(), batch.values.clone().requires_grad_()
+    parts = [
+        None if each is None else tuple(part.detach().clone().requires_grad_() for part in each.chunk(3))
+        for each in merged[:2]
+    ]
+    actual = fnn.transformer_block(
+        batch.values, batch.cu_seqlens, batch.max_seqlen, fnn.BlockWeights(*parts, *merged[2:]), block.options
+    )
+    expected = fnn.transformer_block(x, batch.cu_seqlens, batch.max_seqlen, merged, block.options)
+    torch.testing.assert_close(actual, expected)
+    weight = torch.randn_like(expected)
+    (actual * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for whole, three in zip(merged[:2], parts, strict=True):
+        if three is not None:
+            torch.testing.assert_close(torch.cat([part.grad for part in three]), whole.grad)
+
+
+def test_query_key_and_value_are_all_merged_or_all_separate():
+    block, _ = pair()
+    batch = packed_tokens()
+    weights = block.weights()
+    three = tuple(weights.qkv_weight.chunk(3))
+    for mixed in (weights._replace(qkv_weight=three), weights._replace(qkv_weight=three[:2], qkv_bias=None)):
+        with pytest.raises(ValueError, match=r"qkv_weight is \d tensors and qkv_bias [013]"):
+            fnn.transformer_block(batch.values, batch.cu_seqlens, batch.max_seqlen, mixed, block.options)
+
+
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post-norm", "pre-norm"])
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0]], ids=str)
 def test_no_tokens(lengths, norm_first):
     ours, _ = pair(norm_first=norm_first)

@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 import fastbert
 from fastbert import functional as F
 from fastbert.models import BertModel
-from fastbert.nn import PRECISIONS, BlockOptions, TransformerBlock, transformer_block
+from fastbert.nn import PRECISIONS, BlockOptions, BlockWeights, TransformerBlock, transformer_block
 from tests.bert_samples import batch, minilm_folder, saved_bert
 
 _C = pytest.importorskip("fastbert._C", reason="the extension is not built")
@@ -48,9 +48,55 @@ def _one_by_one(block: TransformerBlock, x: Tensor, options: BlockOptions | None
         return transformer_block(x, CU_SEQLENS, 19, block.weights(), options or block.options)
 
 
+def _separate(block: TransformerBlock) -> BlockWeights:
+    """Its weights with query, key and value as parameters of their own."""
+    weights = block.weights()
+    three = [
+        None if each is None else tuple(torch.nn.Parameter(part.detach().clone()) for part in each.chunk(3))
+        for each in weights[:2]
+    ]
+    return weights._replace(qkv_weight=three[0], qkv_bias=three[1])
+
+
 @torch.no_grad()
 def _run(block: TransformerBlock, x: Tensor) -> Tensor:
     return block(x, CU_SEQLENS, 19)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_separate_query_key_and_value_are_packed_as_one(isa, variant, precision):
+    if isa == "baseline" and precision == "fp32":
+        pytest.skip("nothing is packed")
+    block, x = _block(precision=precision, **VARIANTS[variant])
+    weights = _separate(block)
+    fastbert.drop_packed_weights()
+
+    def run():
+        return transformer_block(x, CU_SEQLENS, 19, weights, block.options)
+
+    assert torch.equal(run(), _run(block, x))
+    assert fastbert.packed_weights_info().count == 5  # two of query, key and value, three that both use
+    tensors = [weights.qkv_weight[1]] if weights.qkv_bias is None else [weights.qkv_weight[1], weights.qkv_bias[2]]
+    for tensor, whole in zip(tensors, (block.attention.qkv.weight, block.attention.qkv.bias), strict=False):
+        tensor.add_(0.5)
+        begin = 48 if whole is block.attention.qkv.weight else 96
+        whole[begin : begin + 48] += 0.5
+        assert torch.equal(run(), _run(block, x))
+
+
+@torch.no_grad()
+def test_a_key_without_bias_has_one_of_zeros():
+    block, x = _block()
+    weights = _separate(block)
+    block.attention.qkv.bias[48:96] = 0.0
+    query, _, value = weights.qkv_bias
+    for bias in ((query, None, value), (None, None, None)):
+        if bias[0] is None:
+            block.attention.qkv.bias.zero_()
+        actual = transformer_block(x, CU_SEQLENS, 19, weights._replace(qkv_bias=bias), block.options)
+        assert torch.equal(actual, _run(block, x))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -20,14 +20,38 @@ bool is_unchanged(const BlockLinear& linear) {
                        [](const Original& each) { return fingerprint(each.data, each.bytes) == each.fingerprint; });
 }
 
+int64_t room_for_bias(const BlockLinear& linear) {
+    return linear.biases.size() > 1 ? Scratch::round_up(linear.out * 4) : 0;
+}
+
+// The biases as one vector; in `room` if they are several. An absent one counts as zeros.
+Parameter whole_bias(const BlockLinear& linear, char* room) {
+    if (linear.biases.size() == 1) return linear.biases[0];
+    Parameter whole = {};
+    for (const Parameter& part : linear.biases) {
+        if (part.data) whole = {room, part.dtype};
+    }
+    if (!whole.data) return whole;
+    const int64_t bytes = linear.out / static_cast<int64_t>(linear.biases.size()) * element_bytes(whole.dtype);
+    for (const Parameter& part : linear.biases) {
+        if (part.data) {
+            memcpy(room, part.data, bytes);
+        } else {
+            memset(room, 0, bytes);
+        }
+        room += bytes;
+    }
+    return whole;
+}
+
 struct Rows {
     void* data;
     Dtype dtype;
     int64_t width;
 };
 
-void multiply(const Block& block, const BlockLinear& weights, int64_t rows, Rows x, Rows y, bool with_bias,
-              int activation, const Rows* residual, int threads) {
+void multiply(const Block& block, const BlockLinear& weights, int64_t rows, Rows x, Rows y, Parameter bias,
+              Activation activation, const Rows* residual, int threads) {
     Linear a = {};
     a.precision = block.precision;
     a.rows = rows;
@@ -37,7 +61,7 @@ void multiply(const Block& block, const BlockLinear& weights, int64_t rows, Rows
     a.x_dtype = x.dtype;
     a.x_stride = x.width;
     a.packed = weights.packed;
-    if (with_bias) a.bias = weights.bias;
+    a.bias = bias;
     a.activation = activation;
     if (residual) {
         a.residual = residual->data;
@@ -140,7 +164,8 @@ BlockOutcome run_block(const Block& block, const BlockCall& call, int threads) {
     const int64_t stream_bytes = Scratch::round_up(rows * hidden * element_bytes(stream));
     const int64_t context_bytes = Scratch::round_up(rows * hidden * element_bytes(inner));
     const int64_t wide_bytes = Scratch::round_up(rows * std::max(3 * hidden, intermediate) * element_bytes(inner));
-    char* next = scratch.get(2 * stream_bytes + context_bytes + wide_bytes);
+    const int64_t bias_bytes = room_for_bias(block.qkv);
+    char* next = scratch.get(2 * stream_bytes + context_bytes + wide_bytes + bias_bytes);
     const auto take = [&next](int64_t bytes) {
         char* const taken = next;
         next += bytes;
@@ -151,25 +176,27 @@ BlockOutcome run_block(const Block& block, const BlockCall& call, int threads) {
     const Rows context = {take(context_bytes), inner, hidden};
     char* const wide = take(wide_bytes);
     const Rows qkv = {wide, inner, 3 * hidden}, up = {wide, inner, intermediate};
+    const Parameter qkv_bias = whole_bias(block.qkv, take(bias_bytes)), out_bias = block.out.biases[0];
+    const Parameter up_bias = block.up.biases[0], down_bias = block.down.biases[0];
 
     if (block.norm_first) {
         normalize(block, rows, x, block.attention_norm_weight, block.attention_norm_bias, projected.data, threads);
-        multiply(block, block.qkv, rows, projected, qkv, true, 0, nullptr, threads);
+        multiply(block, block.qkv, rows, projected, qkv, qkv_bias, kNone, nullptr, threads);
         attend(block, call, qkv, context, threads);
-        multiply(block, block.out, rows, context, middle, true, 0, &x, threads);
+        multiply(block, block.out, rows, context, middle, out_bias, kNone, &x, threads);
         normalize(block, rows, middle, block.feed_forward_norm_weight, block.feed_forward_norm_bias, projected.data,
                   threads);
-        multiply(block, block.up, rows, projected, up, true, block.activation, nullptr, threads);
-        multiply(block, block.down, rows, up, y, true, 0, &middle, threads);
+        multiply(block, block.up, rows, projected, up, up_bias, block.activation, nullptr, threads);
+        multiply(block, block.down, rows, up, y, down_bias, kNone, &middle, threads);
     } else {
-        multiply(block, block.qkv, rows, x, qkv, true, 0, nullptr, threads);
+        multiply(block, block.qkv, rows, x, qkv, qkv_bias, kNone, nullptr, threads);
         attend(block, call, qkv, context, threads);
-        multiply(block, block.out, rows, context, projected, false, 0, nullptr, threads);
-        add_normalize(block, rows, projected, block.out.bias, x, block.attention_norm_weight, block.attention_norm_bias,
+        multiply(block, block.out, rows, context, projected, {}, kNone, nullptr, threads);
+        add_normalize(block, rows, projected, out_bias, x, block.attention_norm_weight, block.attention_norm_bias,
                       middle.data, threads);
-        multiply(block, block.up, rows, middle, up, true, block.activation, nullptr, threads);
-        multiply(block, block.down, rows, up, projected, false, 0, nullptr, threads);
-        add_normalize(block, rows, projected, block.down.bias, middle, block.feed_forward_norm_weight,
+        multiply(block, block.up, rows, middle, up, up_bias, block.activation, nullptr, threads);
+        multiply(block, block.down, rows, up, projected, {}, kNone, nullptr, threads);
+        add_normalize(block, rows, projected, down_bias, middle, block.feed_forward_norm_weight,
                       block.feed_forward_norm_bias, y.data, threads);
     }
     scratch.done();

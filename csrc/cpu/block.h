@@ -24,7 +24,7 @@ struct Original {
 struct BlockLinear {
     int64_t out, in;
     const void* packed;
-    Parameter bias;
+    std::vector<Parameter> biases;  // one, or as many as `out` is cut into, in equal parts of one dtype
     std::vector<Original> originals;
 };
 
@@ -32,7 +32,7 @@ struct Block {
     Precision precision;
     Dtype stream;  // of x, y and what the residuals carry
     int64_t heads;
-    int activation;
+    Activation activation;
     float eps;
     bool norm_first, causal;
     BlockLinear qkv, out, up, down;

@@ -6,7 +6,7 @@
 
 namespace fastbert {
 
-constexpr int kGates = 6;  // all activations
+constexpr int kGates = 6;  // the first ones of the activations
 
 // Rows of `width` elements; a stride is the distance of rows in elements.
 struct GatedAct {

@@ -32,7 +32,7 @@ struct LinearForward {
     const float* x_scales;  // [rows]; integers only
     const void* bias;       // [out], or null
     Dtype bias_dtype;
-    int activation;
+    Activation activation;
     const void* residual;  // added behind the activation; or null
     Dtype residual_dtype;
     int64_t residual_stride;
@@ -74,7 +74,7 @@ struct Linear {
     int64_t x_stride;
     const void* packed;
     Parameter bias;
-    int activation;
+    Activation activation;
     const void* residual;
     Dtype residual_dtype;
     int64_t residual_stride;

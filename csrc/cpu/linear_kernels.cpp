@@ -2,7 +2,7 @@
 // simd.h for what such a file may not do.
 #include "linear.h"
 
-#include "activation.h"
+#include "activations.h"
 #include "simd.h"
 
 namespace fastbert {
@@ -107,7 +107,29 @@ FASTBERT_INLINE void store_any(void* at, Dtype dtype, int64_t index, vfloat v, i
     }
 }
 
-template <int kActivation>
+template <Activation kActivation>
+FASTBERT_INLINE vfloat activate(vfloat z) {
+    switch (kActivation) {
+        case kGelu:
+            return ErfGelu::at(z).value;
+        case kGeluTanh:
+            return TanhGelu::at(z).value;
+        case kGeluQuick:
+            return QuickGelu::at(z).value;
+        case kSilu:
+            return Silu::at(z).value;
+        case kRelu:
+            return Relu::at(z).value;
+        case kSigmoid:
+            return Sigmoid::at(z).value;
+        case kTanh:
+            return hyperbolic_tangent(z);
+        case kNone:
+            return z;
+    }
+}
+
+template <Activation kActivation>
 FASTBERT_INLINE void finish_row(const LinearForward& a, const vfloat (&sums)[kVectors], int64_t row, int64_t channel) {
 #pragma GCC unroll 3
     for (int j = 0; j < kVectors; ++j) {
@@ -122,7 +144,7 @@ FASTBERT_INLINE void finish_row(const LinearForward& a, const vfloat (&sums)[kVe
     }
 }
 
-// Out of line: it is a small part of the work, and twelve tiles would each hold seven activations.
+// Out of line: it is a small part of the work, and twelve tiles would each hold eight activations.
 __attribute__((noinline)) void finish(const LinearForward& a, const vfloat (*sums)[kVectors], int rows, int64_t row,
                                       int64_t channel) {
     switch (a.activation) {
@@ -130,13 +152,14 @@ __attribute__((noinline)) void finish(const LinearForward& a, const vfloat (*sum
     case name:                                                                         \
         for (int i = 0; i < rows; ++i) finish_row<name>(a, sums[i], row + i, channel); \
         break;
-        FASTBERT_FINISH(kNone)
-        FASTBERT_FINISH(kRelu)
         FASTBERT_FINISH(kGelu)
         FASTBERT_FINISH(kGeluTanh)
         FASTBERT_FINISH(kGeluQuick)
         FASTBERT_FINISH(kSilu)
+        FASTBERT_FINISH(kRelu)
+        FASTBERT_FINISH(kSigmoid)
         FASTBERT_FINISH(kTanh)
+        FASTBERT_FINISH(kNone)
 #undef FASTBERT_FINISH
     }
 }

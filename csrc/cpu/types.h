@@ -12,7 +12,17 @@ static inline int64_t dtype_bytes(Dtype dtype) {
     return dtype == kFloat32 ? 4 : 2;
 }
 
-enum Activation : int { kGelu = 0, kGeluTanh = 1, kGeluQuick = 2, kSilu = 3, kRelu = 4, kSigmoid = 5 };
+// Numbers of fastbert/cpu/_launch.py's ACTIVATION_NUMBERS.
+enum Activation : int {
+    kGelu = 0,
+    kGeluTanh = 1,
+    kGeluQuick = 2,
+    kSilu = 3,
+    kRelu = 4,
+    kSigmoid = 5,
+    kTanh = 6,
+    kNone = 7
+};
 
 struct Dropout {
     bool on;

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fastbert.bench.cases import LIMIT
 from fastbert.bench.results import OK, CaseResult, ContenderResult, RunResult
 from fastbert.bench.timer import Spread
 
@@ -21,8 +22,8 @@ _ROLE_STYLE = {"ours": "bold cyan", "peer": "", "limit": "dim"}
 
 FOOTER_CPU = (
     "Ratio: baseline's time / this one's, median over rounds in which all contenders ran in turn; above 1 is faster than the "
-    "baseline, ~ marks a range (central 80 % of the rounds) that contains 1: no winner. On CPUs only ratios are claimed; times "
-    "are this machine's, today's."
+    "baseline, ~ marks a range (central 80 % of the rounds) that contains 1: no winner. limit%: share of the speed of the row "
+    "that is printed dim, in the same run. On CPUs only ratios are claimed; times are this machine's, today's."
 )
 FOOTER_GPU = (
     FOOTER_CPU.split(" On CPUs")[0]
@@ -90,6 +91,9 @@ def _print_group(console: Console, cases: Sequence[CaseResult]) -> None:
     floors = width >= _WIDE and any(case.floor is not None for case in measured)
     if floors:
         table.add_column("floor%", justify="right", no_wrap=True)
+    limits = width >= _WIDE and not floors and any(_limit(case) is not None for case in measured)
+    if limits:
+        table.add_column("limit%", justify="right", no_wrap=True)
     table.add_column("error", justify="right", no_wrap=True)
     for case in measured:
         for index, contender in enumerate(case.contenders):
@@ -111,9 +115,23 @@ def _print_group(console: Console, cases: Sequence[CaseResult]) -> None:
             if floors:
                 known = case.floor is not None and contender.seconds is not None and contender.role != "limit"
                 row.append(f"{100.0 * case.floor / contender.seconds.median:.0f}" if known else "")  # type: ignore[operator,union-attr]
+            if limits:
+                row.append(_limit_text(contender, _limit(case)))
             row.append(_error_text(contender))
             table.add_row(*row, end_section=index == len(case.contenders) - 1)
     console.print(table)
+
+
+def _limit(case: CaseResult) -> ContenderResult | None:
+    """The contender that the others cannot beat, where it was measured."""
+    return next((each for each in case.contenders if each.role == LIMIT and each.ratio is not None), None)
+
+
+def _limit_text(contender: ContenderResult, limit: ContenderResult | None) -> str:
+    """How much of the limit's speed the contender has, by their ratios to the same baseline."""
+    if limit is None or limit.ratio is None or contender.ratio is None or contender is limit:
+        return ""
+    return f"{100.0 * contender.ratio.median / limit.ratio.median:.0f}"
 
 
 def time_unit(cases: Sequence[CaseResult]) -> tuple[str, float]:

@@ -6,6 +6,18 @@ from torch import Tensor
 # Numbers of csrc/cpu/layer_norm.h's enum Dtype.
 DTYPE_NUMBERS = {torch.float32: 0, torch.bfloat16: 1}
 
+# Numbers of csrc/cpu/types.h's enum Activation.
+ACTIVATION_NUMBERS = {
+    "gelu": 0,
+    "gelu_tanh": 1,
+    "gelu_quick": 2,
+    "silu": 3,
+    "relu": 4,
+    "sigmoid": 5,
+    "tanh": 6,
+    "none": 7,
+}
+
 
 def dtype_number(operation: str, x: Tensor) -> int:
     if x.dim() == 0 or not x.is_cpu:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fastbert import _C
-from fastbert.cpu._launch import DTYPE_NUMBERS
-from fastbert.cpu.linear import ACTIVATIONS
+from fastbert import _C, reference
+from fastbert.cpu._launch import ACTIVATION_NUMBERS, DTYPE_NUMBERS
 from fastbert.cpu.packed_weights import PRECISIONS, PackedWeight, forget, is_cacheable, packed_weight
 
 _DONE, _STALE = 0, 1  # csrc/cpu/block.h's enum BlockOutcome; else the boundaries are refused
@@ -45,19 +44,18 @@ class _Plan:
         self.packed = packed[1:]
         self.layouts = _layouts(vectors)
         described = [(0, 0) if v is None else (v.data_ptr(), DTYPE_NUMBERS[v.dtype]) for v in vectors]
-        linears = [
-            (p.out, p.in_features, p.address, bias, p.originals) for p, bias in zip(packed, described[:4], strict=True)
-        ]
+        biases = [described[:-7], *[[bias] for bias in described[-7:-4]]]
+        linears = [(p.out, p.in_features, p.address, bias, p.originals) for p, bias in zip(packed, biases, strict=True)]
         self.block = _C.Block(
             PRECISIONS[packed[0].precision],
             DTYPE_NUMBERS[stream],
             settings.num_heads,
-            ACTIVATIONS[settings.activation],
+            ACTIVATION_NUMBERS[settings.activation],
             settings.eps,
             settings.norm_first,
             settings.causal,
             linears,
-            described[4:],
+            described[-4:],
         )
 
 
@@ -70,7 +68,7 @@ def transformer_block(
     x: Tensor,  # [total, hidden]
     cu_seqlens: Tensor,  # int32 [batch + 1]
     max_seqlen: int,
-    matrices: tuple[Tensor, Tensor, Tensor, Tensor],  # of query, key and value; output; up; down
+    matrices: tuple[Tensor, ...],  # query, key and value, one or three; output; up; down
     vectors: tuple[Tensor | None, ...],  # their biases; weight and bias of the attention's norm and the feed-forward's
     settings: tuple[Any, ...],  # BlockSettings
 ) -> Tensor | None:
@@ -104,10 +102,14 @@ def transformer_block(
             return None
         if w.dim() != 2 or not w.is_cpu or w.dtype not in DTYPE_NUMBERS or not is_cacheable(w):
             return None
-    if x.shape[1] != matrices[0].shape[1]:
+    qkv = matrices[:-3]
+    if x.shape[1] != qkv[0].shape[1] or any(w.shape != qkv[0].shape or w.dtype is not qkv[0].dtype for w in qkv):
         return None
     for _ in range(2):
-        packed = tuple([packed_weight(precision, w, check=False) for w in matrices])
+        packed = (
+            packed_weight(precision, *qkv, check=False),
+            *[packed_weight(precision, w, check=False) for w in matrices[-3:]],
+        )
         key = (settings, dtype)
         plan = packed[0].blocks.get(key)
         if not isinstance(plan, _Plan) or plan.packed != packed[1:] or plan.layouts != _layouts(vectors):
@@ -137,16 +139,17 @@ def _fits(
     hidden: int, matrices: tuple[Tensor, ...], vectors: tuple[Tensor | None, ...], settings: BlockSettings
 ) -> bool:
     """Whether all shapes of the weights, and the vectors' dtypes and layouts, are those that the C++ block takes."""
-    qkv, out, up, down = matrices
-    intermediate = up.shape[0]
-    expected = ((3 * hidden, hidden), (hidden, hidden), (intermediate, hidden), (hidden, intermediate))
+    parts = len(matrices) - 3  # of query, key and value
+    wide = 3 * hidden // parts
+    intermediate = matrices[-2].shape[0]
+    expected = (*[(wide, hidden)] * parts, (hidden, hidden), (intermediate, hidden), (hidden, intermediate))
     heads = settings.num_heads
-    if min(hidden, intermediate, heads) < 1 or hidden % heads or settings.activation not in ACTIVATIONS:
+    if min(hidden, intermediate, heads) < 1 or hidden % heads or settings.activation not in reference.ACTIVATIONS:
         return False
-    for matrix, shape in zip((qkv, out, up, down), expected, strict=True):
+    for matrix, shape in zip(matrices, expected, strict=True):
         if tuple(matrix.shape) != shape:
             return False
-    lengths = (3 * hidden, hidden, intermediate, hidden, *[hidden] * 4)
+    lengths = (*[wide] * parts, hidden, intermediate, hidden, *[hidden] * 4)
     for vector, length in zip(vectors, lengths, strict=True):
         if vector is None:
             continue
@@ -154,4 +157,4 @@ def _fits(
             return False
         if not vector.is_contiguous():
             return False
-    return True
+    return len({bias.dtype for bias in vectors[:parts] if bias is not None}) <= 1

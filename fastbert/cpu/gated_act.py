@@ -4,10 +4,18 @@ import torch
 from torch import Tensor  # torch comes first: the extension then shares its OpenMP threads
 
 from fastbert import _C
-from fastbert.cpu._launch import check_like, dtype_number, empty_result, matrix, nothing, row_count
+from fastbert.cpu._launch import (
+    ACTIVATION_NUMBERS,
+    check_like,
+    dtype_number,
+    empty_result,
+    matrix,
+    nothing,
+    row_count,
+)
+from fastbert.reference import GATE_ACTIVATIONS
 
-# Numbers of csrc/cpu/types.h's enum Activation.
-_NUMBERS = {"gelu": 0, "gelu_tanh": 1, "gelu_quick": 2, "silu": 3, "relu": 4, "sigmoid": 5}
+_NUMBERS = {name: ACTIVATION_NUMBERS[name] for name in GATE_ACTIVATIONS}
 
 
 def _arguments(

@@ -5,6 +5,7 @@ from torch import Tensor  # torch comes first: the extension then shares its Ope
 
 from fastbert import _C
 from fastbert.cpu._launch import (
+    ACTIVATION_NUMBERS,
     address,
     check_like,
     dtype_number,
@@ -15,9 +16,9 @@ from fastbert.cpu._launch import (
     row_count,
     vector,
 )
+from fastbert.reference import GELU_BY_APPROXIMATION
 
-# Numbers of csrc/cpu/types.h's enum Activation.
-_NUMBERS = {"none": 0, "tanh": 1, "quick": 2}
+_NUMBERS = {name: ACTIVATION_NUMBERS[gelu] for name, gelu in GELU_BY_APPROXIMATION.items()}
 
 
 def _number(operation: str, approximate: str) -> int:

@@ -5,11 +5,8 @@ from torch import Tensor  # torch comes first: the extension then shares its Ope
 from torch.nn import Parameter
 
 from fastbert import _C, reference
-from fastbert.cpu._launch import DTYPE_NUMBERS, address, matrix, nothing
+from fastbert.cpu._launch import ACTIVATION_NUMBERS, DTYPE_NUMBERS, address, matrix, nothing
 from fastbert.cpu.packed_weights import PRECISIONS, PackedWeight, is_cacheable, packed_weight
-
-# Numbers of csrc/cpu/activation.h's enum Activation.
-ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "gelu_quick": 4, "silu": 5, "tanh": 6}
 
 _PRODUCT = {torch.float32: "fp32", torch.bfloat16: "bf16"}  # what a product of tensors of this dtype is, unreduced
 
@@ -113,7 +110,7 @@ def multiply(
         packed.address,
         address(bias),
         0 if bias is None else DTYPE_NUMBERS[bias.dtype],
-        ACTIVATIONS[activation],
+        ACTIVATION_NUMBERS[activation],
         address(residual),
         0 if residual is None else DTYPE_NUMBERS[residual.dtype],
         residual_stride,

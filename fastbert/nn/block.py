@@ -6,6 +6,7 @@ parameters they hold. The modules below it are thin holders.
 Shapes: ``x [total, hidden]``, ``cu_seqlens`` int32 ``[batch + 1]``, ``max_seqlen`` a Python int.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -66,11 +67,19 @@ class BlockOptions:
         check_precision(self.precision)
 
 
-class BlockWeights(NamedTuple):
-    """The tensors of a block. Any bias may be None."""
+Triple = tuple[Tensor, Tensor, Tensor]
+OptionalTriple = tuple[Tensor | None, Tensor | None, Tensor | None]
 
-    qkv_weight: Tensor  # [3 * hidden, hidden]: query, key and value, one product
-    qkv_bias: Tensor | None  # [3 * hidden]
+
+class BlockWeights(NamedTuple):
+    """The tensors of a block. Any bias may be None.
+
+    Query, key and value are one matrix and one bias, or three of each in this order, as a checkpoint has them: on CPUs three are
+    packed as one, and nothing is lost; elsewhere, and in training, three are three products.
+    """
+
+    qkv_weight: Tensor | Triple  # [3 * hidden, hidden]; or three [hidden, hidden]
+    qkv_bias: Tensor | OptionalTriple | None  # [3 * hidden]; or three [hidden]
     out_weight: Tensor  # [hidden, hidden]
     out_bias: Tensor | None  # [hidden]
     attention_norm_weight: Tensor | None  # [hidden]
@@ -81,6 +90,23 @@ class BlockWeights(NamedTuple):
     down_bias: Tensor | None  # [hidden]
     feed_forward_norm_weight: Tensor | None  # [hidden]
     feed_forward_norm_bias: Tensor | None  # [hidden]
+
+
+def _parts(
+    weight: Tensor | Triple, bias: Tensor | OptionalTriple | None
+) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+    """Weights and biases of query, key and value: one of each, or three."""
+    if isinstance(weight, Tensor):
+        if bias is None or isinstance(bias, Tensor):
+            return (weight,), (bias,)
+    elif not isinstance(bias, Tensor):
+        biases = (None,) * len(weight) if bias is None else bias
+        if len(weight) == len(biases) == 3:
+            return weight, biases
+    weights, biases = (0 if each is None else 1 if isinstance(each, Tensor) else len(each) for each in (weight, bias))
+    raise ValueError(
+        f"qkv_weight is {weights} tensors and qkv_bias {biases}; expected one of each, or three: query, key, value"
+    )
 
 
 def _linear(
@@ -96,8 +122,8 @@ def self_attention(
     x: Tensor,  # [total, hidden]
     cu_seqlens: Tensor,  # int32 [batch + 1]
     max_seqlen: int,
-    qkv_weight: Tensor,  # [3 * hidden, hidden]
-    qkv_bias: Tensor | None,  # [3 * hidden]
+    qkv_weight: Tensor | Triple,  # [3 * hidden, hidden], or three [hidden, hidden]
+    qkv_bias: Tensor | OptionalTriple | None,  # [3 * hidden], or three [hidden]
     num_heads: int,
     *,
     causal: bool = False,
@@ -108,20 +134,25 @@ def self_attention(
 
     In bfloat16 where the precision is reduced.
     """
-    qkv = _linear(x, qkv_weight, qkv_bias, "none", precision, torch.bfloat16)
-    return _attend(qkv, cu_seqlens, max_seqlen, num_heads, causal, dropout_p)
+    weights, biases = _parts(qkv_weight, qkv_bias)
+    products = [_linear(x, w, b, "none", precision, torch.bfloat16) for w, b in zip(weights, biases, strict=True)]
+    return _attend(products, cu_seqlens, max_seqlen, num_heads, causal, dropout_p)
 
 
 def _attend(
-    qkv: Tensor,  # [total, 3 * hidden]
+    products: Sequence[Tensor],  # query, key and value: one [total, 3 * hidden], or three [total, hidden]
     cu_seqlens: Tensor,
     max_seqlen: int,
     num_heads: int,
     causal: bool,
     dropout_p: float,
 ) -> Tensor:
-    head_dim = qkv.shape[1] // (3 * num_heads)
-    q, k, v = qkv.view(qkv.shape[0], 3, num_heads, head_dim).unbind(1)  # each [total, heads, head_dim]
+    total, width = products[0].shape
+    head_dim = width * len(products) // (3 * num_heads)
+    if len(products) == 1:
+        q, k, v = products[0].view(total, 3, num_heads, head_dim).unbind(1)  # each [total, heads, head_dim]
+    else:
+        q, k, v = (each.view(total, num_heads, head_dim) for each in products)
     context = F.varlen_attention(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, causal=causal)
     assert isinstance(context, Tensor)  # and no pair, without return_lse
     return context.flatten(1)
@@ -149,13 +180,14 @@ def transformer_block(
     block in one call.
     """
     if dropout_p == 0.0 and attention_dropout_p == 0.0 and x.is_cpu:
+        qkv_weights, qkv_biases = _parts(weights.qkv_weight, weights.qkv_bias)
         y = whole_block(
             x,
             cu_seqlens,
             max_seqlen,
-            (weights.qkv_weight, weights.out_weight, weights.up_weight, weights.down_weight),
+            (*qkv_weights, weights.out_weight, weights.up_weight, weights.down_weight),
             (
-                weights.qkv_bias,
+                *qkv_biases,
                 weights.out_bias,
                 weights.up_bias,
                 weights.down_bias,
@@ -273,7 +305,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """[total, hidden] to [total, hidden]."""
         dropout_p = self.dropout_p if self.training else 0.0
-        context = _attend(product(self.qkv, x), cu_seqlens, max_seqlen, self.num_heads, self.causal, dropout_p)
+        context = _attend([product(self.qkv, x)], cu_seqlens, max_seqlen, self.num_heads, self.causal, dropout_p)
         return product(self.out, context)
 
     def extra_repr(self) -> str:

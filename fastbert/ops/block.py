@@ -26,7 +26,7 @@ def whole_block(
     x: Tensor,  # [total, hidden]
     cu_seqlens: Tensor,  # int32 [batch + 1]
     max_seqlen: int,
-    matrices: tuple[Tensor, Tensor, Tensor, Tensor],
+    matrices: tuple[Tensor, ...],
     vectors: tuple[Tensor | None, ...],
     *settings: Any,  # fastbert.cpu.block.BlockSettings
 ) -> Tensor | None:
