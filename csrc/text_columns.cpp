@@ -282,6 +282,8 @@ void add_arrow_stream(const py::object& data, std::vector<Text>& texts, Owners& 
 TextColumn::TextColumn(const py::object& data, const py::object& bounds) {
     if (!bounds.is_none()) {
         add_bounded(data, bounds, texts_, owners_);
+    } else if (PyBytes_Check(data.ptr())) {  // first: asking for attributes costs more than encoding a short text
+        texts_.push_back(bytes_of(data, owners_));
     } else if (PyList_Check(data.ptr()) || PyTuple_Check(data.ptr())) {
         for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(data.ptr()); ++i) {
             // a buffer of an object of Python's own runs code that may shorten the list

@@ -19,15 +19,14 @@ void Scratch::reserve(int64_t size, bool with_sources) {
     bytes.reserve(size + kPadding);
     starts.reserve(size / 64 + 2);
     members.reserve(size / 64 + 2);
-    first.reserve(size + kPadding);
-    last.reserve(size + kPadding);
     if (with_sources) sources.reserve(size + kPadding);
 }
 
 size_t Scratch::memory() const {
     const int64_t words = first.capacity() + last.capacity() + ends.capacity() + sources.capacity() +
                           2 * (starts.capacity() + members.capacity());
-    return static_cast<size_t>(bytes.capacity() + words * 4) + cache.size() * sizeof(CachedWord);
+    return static_cast<size_t>(bytes.capacity() + words * 4) + cache.size() * sizeof(CachedWord) +
+           long_cache.size() * sizeof(CachedLongWord);
 }
 
 Encoder::Encoder(const WordPiece& tokenizer, const EncodeInput& input, const EncodeOptions& options, Scratch& scratch,
@@ -39,7 +38,10 @@ Encoder::Encoder(const WordPiece& tokenizer, const EncodeInput& input, const Enc
       scratch_(scratch),
       block_(block),
       block_index_(block_index) {
-    if (scratch_.cache.size() == 0) scratch_.cache.assign(size_t{1} << Scratch::kCacheBits, CachedWord{});
+    if (scratch_.cache.size() == 0) {
+        scratch_.cache.assign(size_t{2} << Scratch::kCacheBits, CachedWord{kNoWord, {}, 0});
+        scratch_.long_cache.assign(size_t{1} << Scratch::kLongCacheBits, CachedLongWord{});
+    }
 }
 
 void Encoder::fail(EncodeError::Kind kind, const std::string& message, int64_t position) const {

@@ -9,8 +9,18 @@
 
 namespace fastbert {
 
-// A word that is several pieces, or unknown: what its ids are. One line of the caches.
-struct CachedWord {
+// What the ids of a short word are. Two share a line of the caches, the later first. One of more than three ids has the
+// line for itself: the second's key is then kNoWord and its ids go on.
+struct alignas(32) CachedWord {
+    static constexpr int64_t kIds = 3;
+
+    WordKey key;
+    int32_t ids[kIds];
+    int32_t count;
+};
+
+// The same of a longer word: a line.
+struct alignas(64) CachedLongWord {
     static constexpr int64_t kBytes = 32;
     static constexpr int64_t kIds = 7;
 
@@ -21,14 +31,16 @@ struct CachedWord {
 
 // Working memory of a thread, used again by later calls. No result depends on what is in it.
 struct Scratch {
-    static constexpr int kCacheBits = 14;
-    static constexpr size_t kMostKept = 2 << 20;  // bytes
+    static constexpr int kCacheBits = 15;         // of lines: a large page
+    static constexpr int kLongCacheBits = 13;     // of words
+    static constexpr size_t kMostKept = 3 << 20;  // bytes
 
     Buffer<uint8_t> bytes;
     Buffer<uint64_t> starts, members;
     Buffer<uint32_t> first, last, ends;
     Buffer<int32_t> sources;
     LookupArray<CachedWord> cache;  // by hash
+    LookupArray<CachedLongWord> long_cache;
 
     void reserve(int64_t size, bool with_sources);
     size_t memory() const;
@@ -68,11 +80,10 @@ class Encoder {
     void take_words(const ScanState& state);
     void take_ids(const ScanState& state, int64_t words);
     void take_spans(const ScanState& state, int64_t words);
-    // Words that are not in their own slot of the table. Both write the ids and return how many.
-    int64_t take_short(uint64_t low, uint64_t high, uint64_t hash, const uint8_t* word, int64_t size, int32_t* ids);
+    // A word that is not in the cache with up to three ids. Both write the ids and return how many.
+    int64_t take_short(const WordKey& key, uint64_t hash, const uint8_t* word, int64_t size, int32_t* ids);
     int64_t take_long(const uint8_t* word, int64_t size, int32_t* ids);
-    int64_t take_cached(const uint64_t (&key)[CachedWord::kBytes / 8], uint64_t hash, const uint8_t* word, int64_t size,
-                        int32_t* ids);
+    CachedWord* line_of(uint64_t hash) { return &scratch_.cache[2 * (hash >> (64 - Scratch::kCacheBits))]; }
     void append_added(int32_t id, int64_t begin, int64_t end);
 
     bool full() const { return block_.size >= limit_; }

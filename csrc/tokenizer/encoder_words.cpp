@@ -7,26 +7,27 @@
 namespace fastbert {
 namespace {
 
-constexpr int64_t kBatch = 32;   // words whose table entries are fetched at a time
-constexpr int kCacheShift = 24;  // other bits of the hash than those that choose a slot of the table
+constexpr int64_t kBoundsPadding = 64;  // vectors are written whole
+constexpr int64_t kBatch = 64;          // words whose lines of the caches are fetched at a time
 
-// The bytes of a 16-byte load that belong to a word of this size.
-struct WordMask {
-    uint64_t low, high;
-};
+// The bytes of a 16-byte load that belong to a word of this size; none of a longer one, so that its key is no word's.
 constexpr uint64_t ones(int bytes) {
     return bytes <= 0 ? 0 : bytes >= 8 ? ~uint64_t{0} : (uint64_t{1} << (8 * bytes)) - 1;
 }
 #define MASK(n) {ones(n), ones((n) - 8)}
-constexpr WordMask kWordMasks[kShortWord + 1] = {MASK(0),  MASK(1),  MASK(2),  MASK(3),  MASK(4),  MASK(5),
-                                                 MASK(6),  MASK(7),  MASK(8),  MASK(9),  MASK(10), MASK(11),
-                                                 MASK(12), MASK(13), MASK(14), MASK(15), MASK(16)};
+constexpr WordKey kWordMasks[kShortWord + 2] = {MASK(0),  MASK(1),  MASK(2),  MASK(3),  MASK(4),  MASK(5),
+                                                MASK(6),  MASK(7),  MASK(8),  MASK(9),  MASK(10), MASK(11),
+                                                MASK(12), MASK(13), MASK(14), MASK(15), MASK(16), {0, 0}};
 #undef MASK
 
 uint64_t load64(const uint8_t* p) {
     uint64_t value;
     std::memcpy(&value, p, sizeof value);
     return value;
+}
+
+int lowest_bit(uint64_t bits) {
+    return __builtin_ctzll(bits);
 }
 
 }  // namespace
@@ -48,10 +49,12 @@ void Encoder::append_added(int32_t id, int64_t begin, int64_t end) {
 }
 
 void Encoder::take_words(const ScanState& state) {
+    scratch_.first.reserve(state.size + kBoundsPadding);
+    scratch_.last.reserve(state.size + kBoundsPadding);
     const int64_t words =
         kernels_.bounds(state.starts, state.members, state.size, scratch_.first.data(), scratch_.last.data());
     // every token takes a byte at least; entries are stored whole
-    block_.ids.reserve(block_.size + state.size + CachedWord::kIds);
+    block_.ids.reserve(block_.size + state.size + CachedLongWord::kIds);
     if (options_.offsets) {
         take_spans(state, words);
     } else {
@@ -61,69 +64,97 @@ void Encoder::take_words(const ScanState& state) {
 
 void Encoder::take_ids(const ScanState& state, int64_t words) {
     const Vocabulary::Words table = tokenizer_.vocabulary_.words();
-    const uint32_t *first = scratch_.first.data(), *last = scratch_.last.data();
     int32_t* out = block_.ids.data() + block_.size;
     const int32_t* const end = block_.ids.data() + std::min(limit_, block_.ids.capacity());
-    uint64_t low[kBatch], high[kBatch], hash[kBatch];
-    uint32_t number[kBatch];
+    WordKey keys[kBatch];
+    uint64_t hashes[kBatch];
+    int32_t found[kBatch][CachedWord::kIds + 1];  // ids and their count: an entry may go before its turn comes
     for (int64_t begin = 0; begin < words && out < end; begin += kBatch) {
-        // The loads of a batch do not wait for its branches.
+        // No load waits for another word's, and no branch depends on one, but for words that the cache lacks.
+        const uint32_t *first = scratch_.first.data() + begin, *last = scratch_.last.data() + begin;
         const int64_t count = std::min(words - begin, kBatch);
         for (int64_t i = 0; i < count; ++i) {
-            const uint8_t* const word = state.bytes + first[begin + i];
-            const int64_t size = static_cast<int64_t>(last[begin + i]) + 1 - first[begin + i];
-            const WordMask& mask = kWordMasks[std::min(size, kShortWord)];
-            low[i] = load64(word) & mask.low;
-            high[i] = load64(word + 8) & mask.high;
-            hash[i] = hash_word(low[i], high[i]);
-            number[i] = table.slots[hash[i] >> table.shift];
+            const uint8_t* const word = state.bytes + first[i];
+            const WordKey& mask = kWordMasks[std::min<uint32_t>(last[i] + 1 - first[i], kShortWord + 1)];
+            keys[i] = {load64(word) & mask.low, load64(word + 8) & mask.high};
+            hashes[i] = hash_word(keys[i]);
+            __builtin_prefetch(line_of(hashes[i]));
         }
-        for (int64_t i = 0; i < count && out < end; ++i) {
-            const uint8_t* const word = state.bytes + first[begin + i];
-            const int64_t size = static_cast<int64_t>(last[begin + i]) + 1 - first[begin + i];
-            const WordKey& key = table.keys[number[i]];
-            if (size > kShortWord) {
-                out += take_long(word, size, out);
-            } else if (key.low == low[i] && key.high == high[i]) {
-                *out++ = table.ids[number[i]];
-            } else {
-                out += take_short(low[i], high[i], hash[i], word, size, out);
+        uint64_t absent = 0;
+        for (int64_t i = 0; i < count; ++i) {
+            const CachedWord* const line = line_of(hashes[i]);
+            const CachedWord& entry = line[!(line[0].key == keys[i])];
+            std::memcpy(found[i], entry.ids, sizeof found[i]);
+            absent |= static_cast<uint64_t>(!(entry.key == keys[i]) | (entry.count > CachedWord::kIds)) << i;
+        }
+        for (uint64_t left = absent; left != 0; left &= left - 1) {
+            __builtin_prefetch(table.slots + (hashes[lowest_bit(left)] >> table.shift));
+        }
+        for (int64_t i = 0; i < count; ++i, absent >>= 1) {
+            if ((absent & 1) == 0) {
+                std::memcpy(out, found[i], sizeof found[i]);
+                out += found[i][CachedWord::kIds];
+                continue;
             }
+            const uint8_t* const word = state.bytes + first[i];
+            const int64_t size = static_cast<int64_t>(last[i]) + 1 - first[i];
+            out += size > kShortWord ? take_long(word, size, out) : take_short(keys[i], hashes[i], word, size, out);
         }
     }
     block_.size = out - block_.ids.data();
 }
 
-int64_t Encoder::take_short(uint64_t low, uint64_t high, uint64_t hash, const uint8_t* word, int64_t size,
-                            int32_t* ids) {
-    const Vocabulary::Words table = tokenizer_.vocabulary_.words();
-    for (uint64_t slot = hash >> table.shift; table.slots[slot] != 0; slot = (slot + 1) & table.mask) {
-        const WordKey& key = table.keys[table.slots[slot]];
-        if (key.low == low && key.high == high) {
-            ids[0] = table.ids[table.slots[slot]];
-            return 1;
-        }
+int64_t Encoder::take_short(const WordKey& key, uint64_t hash, const uint8_t* word, int64_t size, int32_t* ids) {
+    constexpr int64_t kEach = CachedWord::kIds;
+    // Its own line, and the line beside it for what found its own one full.
+    CachedWord* const lines[] = {line_of(hash), line_of(hash ^ uint64_t{1} << (64 - Scratch::kCacheBits))};
+    for (const CachedWord* line : lines) {
+        if (!(line[0].key == key || line[1].key == key)) continue;
+        const CachedWord& known = line[!(line[0].key == key)];
+        std::memcpy(ids, known.ids, sizeof known.ids);
+        if (known.count > kEach) std::memcpy(ids + kEach, line[1].ids, sizeof line[1].ids);
+        return known.count;
     }
-    return take_cached({low, high, 0, 0}, hash, word, size, ids);
+    const Vocabulary::Words table = tokenizer_.vocabulary_.words();
+    uint64_t slot = hash >> table.shift;
+    while (!(table.slots[slot].key == key) && !(table.slots[slot].key == kNoWord)) slot = (slot + 1) & table.mask;
+    int64_t count = 1;
+    if (table.slots[slot].key == key) {
+        ids[0] = table.slots[slot].id;
+    } else {
+        count = tokenizer_.vocabulary_.split(word, size, ids, nullptr);
+        if (count > 2 * kEach) return count;
+    }
+    const bool wide = count > kEach;
+    const auto has_room = [&](const CachedWord* line) {
+        return wide ? line[0].key == kNoWord : line[1].key == kNoWord && line[0].count <= kEach;
+    };
+    CachedWord* const line = lines[!has_room(lines[0]) && has_room(lines[1])];
+    if (wide || line[0].count > kEach) {
+        line[1].key = kNoWord;
+    } else {
+        line[1] = line[0];
+    }
+    line[0].key = key;
+    line[0].count = static_cast<int32_t>(count);
+    std::memcpy(line[0].ids, ids, sizeof line[0].ids);
+    if (wide) std::memcpy(line[1].ids, ids + kEach, sizeof line[1].ids);
+    return count;
 }
 
 int64_t Encoder::take_long(const uint8_t* word, int64_t size, int32_t* ids) {
-    if (size > CachedWord::kBytes) return tokenizer_.vocabulary_.split(word, size, ids, nullptr);
-    const WordMask& mask = kWordMasks[size - 16];
+    if (size > CachedLongWord::kBytes) return tokenizer_.vocabulary_.split(word, size, ids, nullptr);
+    const WordKey& mask = kWordMasks[size - kShortWord];
     const uint64_t key[4] = {load64(word), load64(word + 8), load64(word + 16) & mask.low,
                              load64(word + 24) & mask.high};
-    return take_cached(key, hash_word(hash_word(key[0], key[1]) >> 20 ^ key[2], key[3]), word, size, ids);
-}
-
-int64_t Encoder::take_cached(const uint64_t (&key)[CachedWord::kBytes / 8], uint64_t hash, const uint8_t* word,
-                             int64_t size, int32_t* ids) {
-    CachedWord& known = scratch_.cache[hash >> kCacheShift & (scratch_.cache.size() - 1)];
-    if (known.key[0] == key[0] && known.key[1] == key[1] && known.key[2] == key[2] && known.key[3] == key[3]) {
+    const uint64_t hash = hash_word({hash_word({key[0], key[1]}) >> 20 ^ key[2], key[3]});
+    CachedLongWord& known = scratch_.long_cache[hash >> (64 - Scratch::kLongCacheBits)];
+    if (std::equal(key, key + 4, known.key)) {
         std::memcpy(ids, known.ids, sizeof known.ids);
         return known.count;
     }
     const int64_t count = tokenizer_.vocabulary_.split(word, size, ids, nullptr);
-    if (count <= CachedWord::kIds) {
+    if (count <= CachedLongWord::kIds) {
         std::copy_n(key, 4, known.key);
         std::copy_n(ids, count, known.ids);
         known.count = static_cast<int32_t>(count);

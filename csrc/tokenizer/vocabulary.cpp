@@ -131,23 +131,18 @@ void Vocabulary::build_words(const std::vector<std::pair<std::string, int32_t>>&
     int bits = 8;
     while ((size_t{1} << bits) < whole.size() * 9 / 5) ++bits;
     shift_ = 64 - bits;
-    slots_.assign(size_t{1} << bits, 0);
-    keys_.assign(whole.size() + 1, WordKey{});  // number 0 is no word: its key matches none
-    ids_.assign(whole.size() + 1, -1);
-    for (size_t number = 1; number <= whole.size(); ++number) {
-        const auto& [token, id] = whole[number - 1];
-        WordKey& key = keys_[number];
+    words_.assign(size_t{1} << bits, VocabularyWord{kNoWord, -1});
+    for (const auto& [token, id] : whole) {
+        WordKey key = {};
         std::memcpy(&key, token.data(), token.size());
-        ids_[number] = id;
-        uint64_t slot = hash_word(key.low, key.high) >> shift_;
-        while (slots_[slot] != 0) slot = (slot + 1) & (slots_.size() - 1);
-        slots_[slot] = static_cast<uint32_t>(number);
+        uint64_t slot = hash_word(key) >> shift_;
+        while (!(words_[slot].key == kNoWord)) slot = (slot + 1) & (words_.size() - 1);
+        words_[slot] = {key, id};
     }
 }
 
 size_t Vocabulary::memory() const {
-    return sizeof *this + nodes_.size() * sizeof(Node) + slots_.size() * sizeof(uint32_t) +
-           keys_.size() * (sizeof(WordKey) + sizeof(int32_t));
+    return sizeof *this + nodes_.size() * sizeof(Node) + words_.size() * sizeof(VocabularyWord);
 }
 
 int64_t Vocabulary::split(const uint8_t* word, int64_t bytes, int32_t* ids, uint32_t* ends) const {

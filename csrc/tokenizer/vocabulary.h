@@ -44,18 +44,26 @@ class LookupArray {
     size_t size_ = 0;
 };
 
-// A short word that is a piece: its bytes, zeros behind it.
+// The bytes of a short word, zeros behind them. Nothing in valid UTF-8 is kNoWord.
 struct WordKey {
     uint64_t low, high;
+    bool operator==(const WordKey& other) const { return ((low ^ other.low) | (high ^ other.high)) == 0; }
 };
 constexpr int64_t kShortWord = 16;  // bytes
+constexpr WordKey kNoWord = {~uint64_t{0}, ~uint64_t{0}};
 
 // (low * kHashLow + high * kHashHigh) >> shift: multiply-shift hashing of a pair (Dietzfelbinger et al. 1997).
 constexpr uint64_t kHashLow = 0x9E3779B97F4A7C15, kHashHigh = 0xC2B2AE3D27D4EB4F;
 
-inline uint64_t hash_word(uint64_t low, uint64_t high) {
-    return low * kHashLow + high * kHashHigh;
+inline uint64_t hash_word(const WordKey& key) {
+    return key.low * kHashLow + key.high * kHashHigh;
 }
+
+// Half a line of the caches: one fetch for each word.
+struct alignas(32) VocabularyWord {
+    WordKey key;
+    int32_t id;
+};
 
 struct VocabularyOptions {
     int32_t unk_id;
@@ -67,17 +75,14 @@ class Vocabulary {
   public:
     Vocabulary(const std::vector<std::pair<std::string, int32_t>>& tokens, VocabularyOptions options);
 
-    // The table of short words that are one piece: the slots from the word's own on, until an empty one, hold its
-    // number in keys and ids, or 0. Vocabularies list frequent words first, so that what is looked up most lies
-    // together.
+    // The table of short words that are one piece: each is in the slot its hash says or, where that is taken, in one
+    // of those behind it up to an empty one. Vocabularies list frequent words first: those are in their own slots.
     struct Words {
-        const uint32_t* slots;
-        const WordKey* keys;
-        const int32_t* ids;
+        const VocabularyWord* slots;
         uint64_t mask;
         int shift;  // of the hash, to the slot
     };
-    Words words() const { return {slots_.data(), keys_.data(), ids_.data(), slots_.size() - 1, shift_}; }
+    Words words() const { return {words_.data(), words_.size() - 1, shift_}; }
 
     // Splits a word into ids [bytes] and, unless null, the byte each piece ends at [bytes]. Returns how many.
     int64_t split(const uint8_t* word, int64_t bytes, int32_t* ids, uint32_t* ends) const;
@@ -107,9 +112,7 @@ class Vocabulary {
         int32_t node, id, length;
     };
     Step steps_[2][32 * 32];  // by the letters' lowest five bits
-    LookupArray<uint32_t> slots_;
-    LookupArray<WordKey> keys_;
-    LookupArray<int32_t> ids_;
+    LookupArray<VocabularyWord> words_;
     int shift_ = 0;
 };
 
