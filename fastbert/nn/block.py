@@ -100,12 +100,12 @@ def _parts(
         if bias is None or isinstance(bias, Tensor):
             return (weight,), (bias,)
     elif not isinstance(bias, Tensor):
-        biases = (None,) * len(weight) if bias is None else bias
+        biases: tuple[Tensor | None, ...] = (None,) * len(weight) if bias is None else bias
         if len(weight) == len(biases) == 3:
             return weight, biases
-    weights, biases = (0 if each is None else 1 if isinstance(each, Tensor) else len(each) for each in (weight, bias))
+    counts = [0 if each is None else 1 if isinstance(each, Tensor) else len(each) for each in (weight, bias)]
     raise ValueError(
-        f"qkv_weight is {weights} tensors and qkv_bias {biases}; expected one of each, or three: query, key, value"
+        f"qkv_weight is {counts[0]} tensors and qkv_bias {counts[1]}; expected one of each, or three: query, key, value"
     )
 
 

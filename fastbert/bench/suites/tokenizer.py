@@ -1,7 +1,7 @@
-"""Text to token ids on one thread: fastbert's WordPiece tokenizer against tokenizers, transformers and nanotoken.
+"""Text to token ids, on one thread unless a row says otherwise: fastbert's WordPiece tokenizer against its peers.
 
-Every contender's ids are compared with those of `tokenizers` before it is timed, and the error is the largest difference: 0, or it
-fails. All use the vocabulary of all-MiniLM-L6-v2.
+These are tokenizers, transformers and nanotoken. Every contender's ids are compared with those of `tokenizers` before it is timed,
+and the error is the largest difference: 0, or it fails. All use the vocabulary of all-MiniLM-L6-v2.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SHORT = "The quick brown fox jumps over the lazy dog."
 
 # contenders
 _OURS, _TOKENIZERS, _TRANSFORMERS, _NANOTOKEN = "fastbert", "tokenizers encode_batch", "transformers", "nanotoken"
-_UTF8 = "fastbert encode_utf8"
+_UTF8, _TWO_THREADS, _ONE_THREAD = "fastbert encode_utf8", "fastbert, 2 threads", "fastbert, 1 thread"
 
 
 def cases() -> list[Case]:
@@ -46,7 +46,8 @@ def cases() -> list[Case]:
         _case("truncated", "20 kB documents, 512 tokens of each", (_OURS, _TOKENIZERS, _NANOTOKEN), _truncated),
         _case("offsets", "20-word lines with offsets and word ids", (_OURS, _TOKENIZERS), _offsets),
         _case("padded", "32 lines to padded tensors", (_OURS, _TRANSFORMERS), _padded),
-        _case("short", "one short text", (_OURS, _TRANSFORMERS), _short),
+        _case("short", "one short text", (_OURS, _UTF8, _TRANSFORMERS), _short),
+        _case("threads", "20 kB documents to packed ids, two threads", (_TWO_THREADS, _ONE_THREAD), _threads),
     ]
 
 
@@ -172,7 +173,7 @@ def _prepared(
         items=size,
         item_unit="bytes of text",
         not_measured=not_measured or {},
-        notes=[f"{len(texts)} texts, {size} bytes as UTF-8; one thread each"],
+        notes=[f"{len(texts)} texts, {size} bytes as UTF-8"],
     )
 
 
@@ -253,4 +254,36 @@ def _padded(settings: Settings) -> Prepared:
 
 
 def _short(settings: Settings) -> Prepared:
-    return _call_problem(settings, lambda each: each(_SHORT), [_SHORT])
+    prepared = _call_problem(settings, lambda each: each(_SHORT), [_SHORT])
+    ours, encoded = _ours(str(model_folder(settings.model))), _SHORT.encode()
+    native = Contender(
+        _UTF8,
+        OURS,
+        lambda: ours.encode_utf8(encoded, return_tensors="packed"),
+        implementation="C++",
+        convert=lambda out: [out.values, torch.zeros_like(out.values), torch.ones_like(out.values)],  # type: ignore[attr-defined]
+    )
+    prepared.contenders.insert(1, native)
+    return prepared
+
+
+def _threads(settings: Settings) -> Prepared:
+    """Two threads against one: near 2 where two cores are idle."""
+    import fastbert
+
+    folder = str(model_folder(settings.model))
+    texts, theirs = _document_texts(settings), _tokenizers(folder)
+
+    def contender(name: str, role: str, threads: int) -> Contender:
+        tokenizer = fastbert.WordPieceTokenizer.from_pretrained(folder)
+        tokenizer.threads = threads
+        return Contender(
+            name,
+            role,
+            lambda: tokenizer(texts, return_tensors="packed", verbose=False),
+            implementation="C++",
+            convert=_from_packed,
+        )
+
+    contenders = [contender(_TWO_THREADS, OURS, 2), contender(_ONE_THREAD, PEER, 1)]
+    return _prepared(contenders, lambda: _flat([each.ids for each in theirs.encode_batch(texts)]), texts)
