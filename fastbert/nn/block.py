@@ -6,9 +6,9 @@ parameters they hold. The modules below it are thin holders.
 Shapes: ``x [total, hidden]``, ``cu_seqlens`` int32 ``[batch + 1]``, ``max_seqlen`` a Python int.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -442,7 +442,12 @@ class TransformerBlock(nn.Module):
             and is_plain(self.feed_forward_norm, LayerNorm.forward)
         ):
             return []
-        expected = {SelfAttention.forward, FeedForward.forward, LayerNorm.forward, nn.Linear.forward}
+        expected: tuple[Callable[..., Any], ...] = (
+            SelfAttention.forward,
+            FeedForward.forward,
+            LayerNorm.forward,
+            nn.Linear.forward,
+        )
         changed = [
             name for name, part in self.named_modules() if name and not any(is_plain(part, each) for each in expected)
         ]
