@@ -55,7 +55,6 @@ def test_every_kind_of_kernel_is_in_the_sample(sample):
             ("rms_norm_backward", "backward_kernel"),
             ("bias_gelu", "gelu_kernel"),
             ("bias_gelu_backward", "gelu_kernel"),
-            ("bias_gelu_backward", "reduce_kernel"),
             ("gated_act", "gated_kernel"),
             ("gated_act_backward", "gated_kernel"),
             ("rotary", "rotary_kernel"),
@@ -108,7 +107,11 @@ def test_aligned_rows_move_16_bytes_an_access(sample):
     rows = [r for r in reports if "attention" not in r["case"] and r["kernel"] in (*kernels, "unpack_kernel")]
     aligned = [r for r in rows if not r["case"].endswith("unaligned")]
     assert {r["target"] for r in aligned} == TARGETS
-    assert not [(r["case"], r["target"]) for r in aligned if (r["widest_load"], r["widest_store"]) != (16, 16)]
+    assert not [(r["case"], r["target"]) for r in aligned if r["widest_load"] != 16]
+    elements = [
+        r for r in aligned if "cross_entropy" not in r["case"] or "backward" in r["case"]
+    ]  # losses are one a row
+    assert not [(r["case"], r["target"]) for r in elements if r["widest_store"] != 16]
     assert any(r["widest_load"] < 16 for r in rows if r["case"].endswith("unaligned"))
 
 

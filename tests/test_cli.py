@@ -15,6 +15,7 @@ from rich.console import Console
 import fastbert
 from fastbert import cli
 from fastbert.bench import tables
+from fastbert.bench.cases import SUITES
 from fastbert.bench.results import CaseResult, ContenderResult, RunResult
 from fastbert.bench.timer import Spread
 
@@ -46,7 +47,7 @@ def brief(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "gpu"], "unknown suite 'gpu': choose from ops, attention, cpu-fp32, cpu, end-to-end, all"),
+        (["--suite", "gpu"], f"unknown suite 'gpu': choose from {', '.join(SUITES)}, all"),
         (["--case", "nonsense"], "no case contains 'nonsense': fastbert bench --list names them all"),
         (["--suite", "ops", "--case", "minilm"], "no case in suite ops contains 'minilm'"),
         (["--text", "no/such/file.txt"], "cannot read no/such/file.txt: No such file or directory"),

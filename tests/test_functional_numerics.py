@@ -584,14 +584,18 @@ def test_cross_entropy_in_place_after_the_logits_changed():
         loss.backward()
 
 
-def test_linear_cross_entropy_never_makes_all_logits(monkeypatch):
-    from fastbert.reference import losses
-
+@pytest.mark.parametrize(
+    ("module", "dtype"),
+    [("fastbert.reference.losses", torch.float64), ("fastbert.cpu.cross_entropy", torch.float32)],
+    ids=["reference", "C++"],
+)
+def test_linear_cross_entropy_never_makes_all_logits(monkeypatch, module, dtype):
+    losses = pytest.importorskip(module)
     monkeypatch.setattr(losses, "_CHUNK_ELEMENTS", 3 * 11)
     seen = []
     linear = TF.linear
     monkeypatch.setattr(losses.F, "linear", lambda *a: seen.append(linear(*a)) or seen[-1])
-    x, w = torch.randn(20, 8), torch.randn(11, 8)
+    x, w = torch.randn(20, 8, dtype=dtype), torch.randn(11, 8, dtype=dtype)
     target = torch.arange(20) % 11
     target[::2] = -100
     loss = F.linear_cross_entropy(x, w, target)
