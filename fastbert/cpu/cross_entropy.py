@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from fastbert import _C
 from fastbert.cpu._launch import check_output, dtype_number, empty_result, matrix, nothing
+from fastbert.reference.losses import chunks_with_labels
 
 # Logits alive at once in linear_cross_entropy: 16 MiB of float32, which the allocator keeps for the next chunk. (What is
 # mapped anew for each costs more in page faults than the losses themselves.)
@@ -144,7 +145,7 @@ def linear_cross_entropy(
     dtype_number("linear_cross_entropy", x)
     losses = torch.zeros(x.shape[0], dtype=torch.float32)
     lse = torch.zeros_like(losses)
-    for rows in _chunks_with_labels(target, weight.shape[0], ignore_index):
+    for rows in chunks_with_labels(target, weight.shape[0], ignore_index, _CHUNK_ELEMENTS):
         logits = F.linear(x[rows], weight, bias)
         losses[rows], lse[rows] = cross_entropy(logits, target[rows], ignore_index, label_smoothing)
     return losses, lse
@@ -169,7 +170,7 @@ def linear_cross_entropy_backward(
     dx = torch.zeros_like(x, memory_format=torch.contiguous_format) if needs[0] else nothing(x.dtype)
     dweight = torch.zeros(weight.shape, dtype=torch.float32) if needs[1] else nothing()
     dbias = torch.zeros(weight.shape[:1], dtype=torch.float32) if needs[2] else nothing()
-    for rows in _chunks_with_labels(target, weight.shape[0], ignore_index):
+    for rows in chunks_with_labels(target, weight.shape[0], ignore_index, _CHUNK_ELEMENTS):
         x_rows = x[rows]
         logits = F.linear(x_rows, weight, bias)
         d = cross_entropy_backward(
@@ -185,9 +186,3 @@ def linear_cross_entropy_backward(
         if needs[2]:
             dbias += d.sum(0, dtype=torch.float32)
     return dx, dweight, dbias
-
-
-def _chunks_with_labels(target: Tensor, classes: int, ignore_index: int) -> list[Tensor]:
-    """Row indices that carry a label, in pieces whose logits stay below _CHUNK_ELEMENTS."""
-    rows = torch.nonzero(target != ignore_index).squeeze(-1)
-    return list(rows.split(max(1, _CHUNK_ELEMENTS // max(1, classes)))) if rows.numel() else []

@@ -54,10 +54,10 @@ def cross_entropy_backward_(
     logits.copy_(cross_entropy_backward(grad_losses, logits, target, lse, ignore_index, label_smoothing))
 
 
-def _chunks_with_labels(target: Tensor, classes: int, ignore_index: int) -> list[Tensor]:
-    """Row indices that carry a label, in pieces whose logits stay below _CHUNK_ELEMENTS."""
+def chunks_with_labels(target: Tensor, classes: int, ignore_index: int, elements: int) -> list[Tensor]:
+    """Row indices that carry a label, in pieces of at most `elements` logits (or of one row)."""
     rows = torch.nonzero(target != ignore_index).squeeze(-1)
-    return list(rows.split(max(1, _CHUNK_ELEMENTS // max(1, classes)))) if rows.numel() else []
+    return list(rows.split(max(1, elements // max(1, classes)))) if rows.numel() else []
 
 
 def linear_cross_entropy(
@@ -71,7 +71,7 @@ def linear_cross_entropy(
     """cross_entropy(x weightᵀ + bias, target): losses [rows], log-sum-exp [rows], wide; only rows with a label computed."""
     losses = torch.zeros(x.shape[0], dtype=wide_dtype(x), device=x.device)
     lse = torch.zeros_like(losses)
-    for rows in _chunks_with_labels(target, weight.shape[0], ignore_index):
+    for rows in chunks_with_labels(target, weight.shape[0], ignore_index, _CHUNK_ELEMENTS):
         logits = F.linear(x[rows], weight, bias)
         losses[rows], lse[rows] = cross_entropy(logits, target[rows], ignore_index, label_smoothing)
     return losses, lse
@@ -93,7 +93,7 @@ def linear_cross_entropy_backward(
     dx = torch.zeros_like(x) if needs[0] else nothing(x)
     dweight = torch.zeros(weight.shape, dtype=wide, device=x.device) if needs[1] else nothing(x, wide)
     dbias = torch.zeros(weight.shape[:1], dtype=wide, device=x.device) if needs[2] else nothing(x, wide)
-    for rows in _chunks_with_labels(target, weight.shape[0], ignore_index):
+    for rows in chunks_with_labels(target, weight.shape[0], ignore_index, _CHUNK_ELEMENTS):
         logits = F.linear(x[rows], weight, bias)
         d = cross_entropy_backward(
             grad_losses[rows], logits, target[rows], lse[rows], ignore_index, label_smoothing
