@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -26,22 +25,6 @@ operations = SimpleNamespace(
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 PLAIN = (None, None, 0, 0, None, None, None, 0.125, -1, -1, False, 0.0, None, 0)
-
-
-@pytest.fixture(params=_C.isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Leaves torch's number of threads as it was."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def ids(names):

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -25,22 +24,6 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 #: Rows go through vectors of 4, 8 or 16 lanes, two at a time, and parts of one: every remainder matters.
 WIDTHS = [1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 47, 48, 63, 64, 65, 100, 127, 128, 384, 768, 1000, 1025, 4096]
 widths = pytest.mark.parametrize("width", WIDTHS)
-
-
-@pytest.fixture(params=_C.isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Leaves torch's number of threads as it was."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 # ---- against float64 ----

@@ -26,14 +26,6 @@ APPROXIMATIONS = ("none", "tanh", "quick")
 approximations = pytest.mark.parametrize("approximate", APPROXIMATIONS)
 
 
-@pytest.fixture(params=_C.isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
-
-
 @pytest.fixture(autouse=True)
 def _leaves_threads_as_they_were() -> Iterator[None]:
     before = torch.get_num_threads()

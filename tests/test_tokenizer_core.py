@@ -59,14 +59,6 @@ def ours(content):
     return core(content)
 
 
-@pytest.fixture(params=_C.isas())
-def isa(request):
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
-
-
 def with_normalizer(content, flags):
     return {**content, "normalizer": {**content["normalizer"], **flags}}
 
