@@ -32,7 +32,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CSRC)
 
-# Every kernel in every shipped configuration, ahead of time, for every architecture: no GPU needed.
+# Every kernel in every shipped configuration, ahead of time, for every architecture: no GPU needed. Eight minutes on two cores.
 aot: install
 	$(BIN)/python -m fastbert.kernels._aot --all
 

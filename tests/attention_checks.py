@@ -411,7 +411,9 @@ def check_rows_past_the_end(operations: Any, lengths: tuple[tuple[int, int], ...
         for name, wanted, actual in zip(("out", "lse", "dq", "dk", "dv", "dmask"), *results, strict=True):
             rows = wanted.shape[0]
             torch.testing.assert_close(actual[:rows], wanted, rtol=1e-6, atol=1e-6, msg=name)
-            assert torch.equal(actual[rows:], torch.full_like(actual[rows:], -torch.inf if name == "lse" else 0.0)), name
+            assert torch.equal(actual[rows:], torch.full_like(actual[rows:], -torch.inf if name == "lse" else 0.0)), (
+                name
+            )
 
 
 def check_dropout_is_the_contracts(operations: Any, case: Case, seed: int, offset: int, device: str = "cpu") -> None:

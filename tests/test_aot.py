@@ -31,7 +31,8 @@ def sample(tmp_path_factory):
     file = tmp_path_factory.mktemp("aot") / "sample.json"
     done = _aot("--sample", "--json", str(file))
     assert file.exists(), done.stdout[-3000:] + done.stderr[-3000:]
-    return done, json.loads(file.read_text())["reports"]
+    content = json.loads(file.read_text())
+    return done, [dict(zip(content["fields"], line, strict=True)) for line in content["reports"]]
 
 
 def test_every_target_compiles(sample):
