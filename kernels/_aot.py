@@ -255,8 +255,9 @@ def _aspects(launch: Launch, source: ASTSource) -> tuple[str, object, object]:
     tile = [(name, value) for name, value in constants.items() if type(value) is int and name.isupper()]
     flags = [(name, value) for name, value in constants.items() if value is None or isinstance(value, bool | str)]
     aligned = all((names.index(name),) in source.attrs for name in pointers)
-    configuration = ("configuration", source.name, launch.num_warps, dtype, *tile)
-    return dtype, configuration, ("options", source.name, aligned, *flags)
+    kernel = f"{launch.kernel.fn.__module__}.{source.name}"  # modules have kernels of one name
+    configuration = ("configuration", kernel, launch.num_warps, dtype, *tile)
+    return dtype, configuration, ("options", kernel, aligned, *flags)
 
 
 def compile_job(job: tuple[str, int, str]) -> Report:

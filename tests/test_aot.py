@@ -153,6 +153,7 @@ def test_thinning_drops_no_kernel_and_no_configuration():
     def configurations(launches):
         return {
             (
+                launch.kernel.fn.__module__,
                 launch.kernel.__name__,
                 launch.num_warps,
                 tuple((n, v) for n, v in launch.constexprs.items() if n.isupper() and type(v) is int),
