@@ -235,11 +235,8 @@ def jobs(sample: bool, targets: list[str]) -> list[tuple[str, int, str]]:
                 seen.add(specialisation)
                 dtype, configuration, options = _aspects(launch, source)
                 new = not seen.issuperset((configuration, options))
-                if (
-                    sample
-                    or (dtype != "fp16" and target == THOROUGH)
-                    or (new and (dtype != "fp16" or target == THOROUGH))
-                ):
+                # Two of the three: not float16, where all is compiled, not compiled yet.
+                if sample or sum((dtype != "fp16", target == THOROUGH, new)) >= 2:
                     seen |= {configuration, options}
                     result.append((case.id, number, target))
     return result
@@ -355,9 +352,7 @@ def summary(reports: list[Report]) -> str:
 
 def write(file: Path, reports: list[Report]) -> None:
     """The reports as JSON, a line each; what a report counts and what it follows from that, but for how long it took."""
-    lines = []
-    for r in sorted(reports, key=lambda r: (r.case, r.kernel, r.target, r.num_warps, r.registers)):
-        lines.append(json.dumps([getattr(r, name) for name in WRITTEN]))
+    lines = [json.dumps(line) for line in sorted([getattr(report, name) for name in WRITTEN] for report in reports)]
     versions = {"triton": triton.__version__, "torch": torch.__version__}
     heads = f'"versions": {json.dumps(versions)},\n"fields": {json.dumps(WRITTEN)},\n"reports": [\n'
     file.write_text("{\n" + heads + ",\n".join(lines) + "\n]\n}\n")
