@@ -72,9 +72,10 @@ def test_strides():
     checks.check_strides(operations, CUDA)
 
 
+@dtypes
 @pytest.mark.parametrize("lengths", [((700, 900), (5, 5)), ((128, 128), (0, 9)), ((0, 0),), ()], ids=ids_of_lengths)
-def test_rows_past_the_end(lengths):
-    checks.check_rows_past_the_end(operations, lengths, CUDA)
+def test_rows_past_the_end(lengths, dtype):
+    checks.check_rows_past_the_end(operations, lengths, dtype, CUDA)
 
 
 @pytest.mark.parametrize("lengths", [(256, 255), (128, 128), (33, 37)], ids=lambda n: f"{n[0]}x{n[1]}")
