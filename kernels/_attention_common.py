@@ -69,7 +69,7 @@ def query_block(
     sequence, head = sequence_head // heads, sequence_head % heads
     row_q, seq_q = bounds(cu_seqlens_q, sequence, max_q)
     row_k, seq_k = bounds(cu_seqlens_k, sequence, max_k)
-    return block, sequence_head, sequence.to(tl.int64), head.to(tl.int64), row_q, seq_q, row_k, seq_k
+    return block, sequence_head, sequence, head, row_q, seq_q, row_k, seq_k
 
 
 @triton.jit

@@ -96,7 +96,7 @@ def dq_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dq and delta. Grid: blocks of queries of every head of every sequence, as the forward kernel's."""
-    block, sequence_head, at, h, row_q, seq_q, row_k, seq_k = query_block(
+    block, sequence_head, sequence, head, row_q, seq_q, row_k, seq_k = query_block(
         cu_seqlens_q, cu_seqlens_k, blocks, sequence_heads, group, heads, max_q, max_k, RIGHT
     )
     if cu_seqlens_q is not None:
@@ -105,6 +105,7 @@ def dq_kernel(
     if first_query >= seq_q:
         return
 
+    at, h = sequence.to(tl.int64), head.to(tl.int64)
     kv_head = h // (heads // kv_heads)
     q += at * q_stride_b + h * q_stride_h + row_q * q_stride
     dq += at * dq_stride_b + h * dq_stride_h + row_q * dq_stride

@@ -79,13 +79,14 @@ def correction_kernel(
     Only blocks with a large log-sum-exp look at their keys, so that this costs next to nothing where no row is masked
     whole. Grid: blocks of queries of every head of every sequence.
     """
-    block, _sequence_head, at, h, row_q, seq_q, row_k, seq_k = query_block(
+    block, _sequence_head, sequence, head, row_q, seq_q, row_k, seq_k = query_block(
         cu_seqlens_q, cu_seqlens_k, blocks, sequence_heads, group, heads, max_q, max_k, RIGHT
     )
     first_query = block * BLOCK_M
     if first_query >= seq_q:
         return
 
+    at, h = sequence.to(tl.int64), head.to(tl.int64)
     query = first_query + tl.arange(0, BLOCK_M)
     statistics = at * lse_stride_b + h * lse_stride_h + row_q + query
     row_lse = tl.load(lse + statistics, mask=query < seq_q, other=0.0)

@@ -123,7 +123,7 @@ def _forward_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Grid: blocks of queries of every head of every sequence."""
-    block, sequence_head, at, h, row_q, seq_q, row_k, seq_k = query_block(
+    block, sequence_head, sequence, head, row_q, seq_q, row_k, seq_k = query_block(
         cu_seqlens_q, cu_seqlens_k, blocks, sequence_heads, group, heads, max_q, max_k, RIGHT
     )
     if cu_seqlens_q is not None:
@@ -135,6 +135,7 @@ def _forward_kernel(
     if first_query >= seq_q:
         return
 
+    at, h = sequence.to(tl.int64), head.to(tl.int64)
     kv_head = h // (heads // kv_heads)
     q += at * q_stride_b + h * q_stride_h + row_q * q_stride
     k += at * k_stride_b + kv_head * k_stride_h + row_k * k_stride
