@@ -232,17 +232,6 @@ def test_layouts_agree(ours):
         assert [encodings.list(field, i) for i in range(4)] == encodings.lists(field)
 
 
-def test_encode_dict_is_the_row(ours):
-    for text in TEXTS[:3]:
-        row = ours.encode(text, max_length=9)
-        fields = ("input_ids", "token_type_ids", "attention_mask")
-        assert ours.encode_dict(text, True, 9) == {field: row.list(field, 0) for field in fields}
-    with pytest.raises(TypeError, match="expected str"):
-        ours.encode_dict(b"bytes", True, -1)
-    with pytest.raises(TypeError, match="half of a surrogate"):
-        ours.encode_dict("\ud800", True, -1)
-
-
 @pytest.mark.parametrize("options", [{}, {"max_length": 5}, {"offsets": True, "threads": 4}], ids=str)
 def test_nothing_to_encode(ours, options):
     for texts in ([], [""], ["", "\x00"], [("", "")]):
