@@ -130,8 +130,8 @@ int64_t fill_of(Field field, int64_t pad_id) {
     return field == Field::input_ids ? pad_id : field == Field::special_tokens_mask;
 }
 
-py::object as_lists(const Encodings& encodings, Field field, bool one, int64_t length, int64_t fill) {
-    std::vector<int64_t> values;
+py::object as_lists(const Encodings& encodings, Field field, bool one, int64_t length, int64_t fill,
+                    std::vector<int64_t>& values) {
     const auto row_of = [&](const Row& row) {
         const int64_t written = encodings.length(row), wanted = std::max(written, length);
         values.resize(static_cast<size_t>(wanted * width(field)));
@@ -188,12 +188,13 @@ PyObject* fill(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
             return py::none();
         }
         if (length <= 0) length = length == 0 || convert != Py_None ? longest : 0;
+        std::vector<int64_t> values;  // of a row, to use its memory again
         for (size_t i = 0; i < kOutputs.size(); ++i) {
             if ((fields >> i & 1) == 0) continue;
             const int64_t value = fill_of(kOutputs[i], pad_id);
             py::object output;
             if (convert == Py_None) {
-                output = as_lists(encodings, kOutputs[i], one, length, value);
+                output = as_lists(encodings, kOutputs[i], one, length, value, values);
             } else {
                 output = as_array(encodings, kOutputs[i], length, value);
                 if (convert != Py_True) {

@@ -232,6 +232,21 @@ def test_layouts_agree(ours):
         assert [encodings.list(field, i) for i in range(4)] == encodings.lists(field)
 
 
+@pytest.mark.parametrize("with_types", [True, False], ids=["types", "no-types"])
+@pytest.mark.parametrize(
+    "texts", [[], TEXTS[:3], [TEXTS[1] * (900 * i) for i in range(20)]], ids=["none", "few", "many"]
+)
+def test_packed_batch_is_the_packed_fields(ours, texts, with_types):
+    encodings = ours.encode([(text, text) for text in texts], threads=3)
+    assert len(texts) < 20 or encodings.total > 1 << 18  # tokens from which threads write
+    ids, cu_seqlens, positions, types, lengths = encodings.packed_batch(with_types)
+    assert (ids == encodings.packed("input_ids")).all() and (cu_seqlens == encodings.cu_seqlens()).all()
+    starts = numpy.repeat(cu_seqlens[:-1], encodings.lengths())
+    assert (positions == numpy.arange(encodings.total) - starts).all()
+    assert (types == encodings.packed("token_type_ids")).all() if with_types else types is None
+    assert lengths == encodings.lengths().tolist()
+
+
 @pytest.mark.parametrize("options", [{}, {"max_length": 5}, {"offsets": True, "threads": 4}], ids=str)
 def test_nothing_to_encode(ours, options):
     for texts in ([], [""], ["", "\x00"], [("", "")]):

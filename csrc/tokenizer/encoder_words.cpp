@@ -26,10 +26,6 @@ uint64_t load64(const uint8_t* p) {
     return value;
 }
 
-int lowest_bit(uint64_t bits) {
-    return __builtin_ctzll(bits);
-}
-
 }  // namespace
 
 void Encoder::append_added(int32_t id, int64_t begin, int64_t end) {
@@ -66,14 +62,12 @@ void Encoder::take_words(const ScanState& state) {
 
 template <bool kSpans>
 void Encoder::take_words(const ScanState& state, int64_t words) {
-    const Vocabulary::Words table = tokenizer_.vocabulary_.words();
     int32_t* out = block_.ids.data() + block_.size;
     const int32_t* const end = block_.ids.data() + std::min(limit_, block_.ids.capacity());
     WordKey keys[kBatch];
     uint64_t hashes[kBatch];
-    int32_t found[kBatch][CachedWord::kIds + 1];  // ids and their count: an entry may go before its turn comes
     for (int64_t begin = 0; begin < words && out < end; begin += kBatch) {
-        // No load waits for another word's, and no branch depends on one, but for words that the cache lacks.
+        // No load waits for another word's.
         const uint32_t *first = scratch_.first.data() + begin, *last = scratch_.last.data() + begin;
         const int64_t count = std::min(words - begin, kBatch);
         for (int64_t i = 0; i < count; ++i) {
@@ -83,24 +77,17 @@ void Encoder::take_words(const ScanState& state, int64_t words) {
             hashes[i] = hash_word(keys[i]);
             __builtin_prefetch(line_of(hashes[i]));
         }
-        uint64_t absent = 0;
         for (int64_t i = 0; i < count; ++i) {
             const CachedWord* const line = line_of(hashes[i]);
             const CachedWord& entry = line[!(line[0].key == keys[i])];
-            std::memcpy(found[i], entry.ids, sizeof found[i]);
-            absent |= static_cast<uint64_t>(!(entry.key == keys[i]) | (entry.count > CachedWord::kIds)) << i;
-        }
-        for (uint64_t left = absent; left != 0; left &= left - 1) {
-            __builtin_prefetch(table.slots + (hashes[lowest_bit(left)] >> table.shift));
-        }
-        for (int64_t i = 0; i < count; ++i, absent >>= 1) {
-            int64_t taken = found[i][CachedWord::kIds];
-            if ((absent & 1) == 0) {
-                std::memcpy(out, found[i], sizeof found[i]);
+            int64_t taken = entry.count;
+            if (__builtin_expect(entry.key == keys[i] && taken <= CachedWord::kIds, 1)) {
+                std::memcpy(out, entry.ids, sizeof entry.ids + sizeof entry.count);
             } else {
                 const uint8_t* const word = state.bytes + first[i];
                 const int64_t size = static_cast<int64_t>(last[i]) + 1 - first[i];
-                taken = size > kShortWord ? take_long(word, size, out) : take_short(keys[i], hashes[i], word, size, out);
+                taken =
+                    size > kShortWord ? take_long(word, size, out) : take_short(keys[i], hashes[i], word, size, out);
             }
             if (kSpans) take_spans(state, begin + i, out - block_.ids.data(), taken);
             out += taken;
