@@ -225,7 +225,8 @@ py::tuple packed_batch(const Encodings& encodings, bool with_types) {
     const py::object types = with_types ? py::object(part(1)) : py::none();
     py::list lengths(encodings.rows.size());
     for (size_t i = 0; i < encodings.rows.size(); ++i) {
-        lengths[i] = py::int_(encodings.length(encodings.rows[i]));
+        PyList_SET_ITEM(lengths.ptr(), static_cast<Py_ssize_t>(i),
+                        py::int_(encodings.length(encodings.rows[i])).release().ptr());
     }
     return py::make_tuple(ids, bounds, part(0), types, lengths);
 }

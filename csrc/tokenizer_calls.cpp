@@ -236,11 +236,13 @@ PyMethodDef list_method = {"list", reinterpret_cast<PyCFunction>(reinterpret_cas
 }  // namespace
 
 py::array_t<int64_t> new_array(const std::vector<py::ssize_t>& shape) {
-    size_t bytes = sizeof(int64_t);
-    for (py::ssize_t size : shape) bytes *= static_cast<size_t>(size);
-    if (bytes < kLargePage / 2) return py::array_t<int64_t>(shape);
+    int64_t bytes = sizeof(int64_t);
+    bool fits = true;
+    for (py::ssize_t size : shape) fits = fits && !__builtin_mul_overflow(bytes, size, &bytes);
+    constexpr int64_t kMost = int64_t{1} << 62;  // NumPy says so where it is more
+    if (!fits || bytes > kMost || bytes < int64_t{kLargePage / 2}) return py::array_t<int64_t>(shape);
     // Aligned by hand: what aligned_alloc() maps for one call glibc unmaps after it, for malloc() it learns to keep it.
-    const size_t whole = (bytes + kLargePage - 1) / kLargePage * kLargePage;
+    const size_t whole = (static_cast<size_t>(bytes) + kLargePage - 1) / kLargePage * kLargePage;
     std::unique_ptr<void, void (*)(void*)> block(std::malloc(whole + kLargePage), std::free);
     if (block == nullptr) throw std::bad_alloc();
     const auto begin = reinterpret_cast<uintptr_t>(block.get());

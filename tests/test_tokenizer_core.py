@@ -232,6 +232,12 @@ def test_layouts_agree(ours):
         assert [encodings.list(field, i) for i in range(4)] == encodings.lists(field)
 
 
+@pytest.mark.parametrize("length", [2**60, 2**60 + 2**18, 2**61, 2**63 - 1], ids=hex)
+def test_lengths_beyond_memory_are_refused(ours, length):
+    with pytest.raises((ValueError, MemoryError)):
+        ours.encode(["a", "b"]).padded("input_ids", length)
+
+
 @pytest.mark.parametrize("with_types", [True, False], ids=["types", "no-types"])
 @pytest.mark.parametrize(
     "texts", [[], TEXTS[:3], [TEXTS[1] * (900 * i) for i in range(20)]], ids=["none", "few", "many"]
