@@ -32,8 +32,7 @@ void run_team(int threads, TeamBody body, void* context);
 
 template <class Body>
 void with_team(int threads, const Body& body) {
-    run_team(
-        threads, [](void* context) { (*static_cast<const Body*>(context))(); }, const_cast<Body*>(&body));
+    run_team(threads, [](void* context) { (*static_cast<const Body*>(context))(); }, const_cast<Body*>(&body));
 }
 
 }  // namespace fastbert

@@ -480,8 +480,9 @@ class TransformerBlock(nn.Module):
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     """Every block called in turn, [total, hidden] to [total, hidden]; on a CPU without gradients all of them in one call."""
     blocks = list(blocks)
-    if x.is_cpu and blocks and all(map(_is_whole, blocks)) and not module_globals._has_any_global_hook():
-        y = whole_blocks(x, cu_seqlens, max_seqlen, [_whole(block.weights(), block.options) for block in blocks])
+    if x.is_cpu and blocks and not module_globals._has_any_global_hook():
+        whole = [_whole(block.weights(), block.options) for block in blocks if _is_whole(block)]
+        y = whole_blocks(x, cu_seqlens, max_seqlen, whole) if len(whole) == len(blocks) else None
         if y is not None:
             return y
     for block in blocks:
