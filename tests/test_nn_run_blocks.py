@@ -1,5 +1,6 @@
 """All blocks of a model in one call: what the blocks give one after another, and whoever watches or changes one has his say."""
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -144,6 +145,25 @@ def test_several_threads_call_at_once():
         for _ in range(20):
             for actual, wanted in zip(pool.map(lambda each: _together(blocks, each), inputs), expected, strict=True):
                 assert torch.equal(actual, wanted)
+
+
+def test_weights_that_are_dropped_meanwhile_live_on(monkeypatch):
+    extension = pytest.importorskip("fastbert._C", reason="the extension is not built")
+    from fastbert.cpu.packed_weights import all_packed
+
+    blocks, x = _blocks()
+    expected = _in_turn(blocks, x)
+    run, alive = extension.run_blocks, []
+
+    def dropping(*arguments):
+        packed = [weakref.ref(each) for each in all_packed()]
+        fastbert.drop_packed_weights()
+        alive.extend(each() is not None for each in packed)
+        return run(*arguments)
+
+    monkeypatch.setattr(extension, "run_blocks", dropping)
+    assert torch.equal(_together(blocks, x), expected)
+    assert alive == [True] * 12
 
 
 def test_a_model_runs_its_layers_in_one_call(calls):

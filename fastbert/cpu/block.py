@@ -96,14 +96,17 @@ def transformer_blocks(
             return None
     for _ in range(2):
         plans = []
+        held = []  # another thread may drop the packed weights meanwhile, and the plans with them
         for block in blocks:
-            plan = _plan(block, dtype, x.shape[1])
+            packed = _packed(block, dtype)
+            plan = _plan(block, packed, dtype, x.shape[1])
             if plan is None:
                 return None
-            plans.append(plan)
+            plans.append(plan.block)
+            held.append((packed, plan))
         y = torch.empty_like(x)
         outcome = _C.run_blocks(
-            [plan.block for plan in plans],
+            plans,
             x.shape[0],
             x.data_ptr(),
             cu_seqlens.data_ptr(),
@@ -119,11 +122,6 @@ def transformer_blocks(
         for block in blocks:
             forget(block[0])
     return None  # somebody changes the weights while we pack them
-
-
-def _precision(settings: tuple[Any, ...], dtype: torch.dtype) -> str:
-    precision: str = settings[-1]
-    return "bf16" if precision == "fp32" and dtype is torch.bfloat16 else precision  # products of bfloat16 tensors
 
 
 def _is_taken(block: BlockArguments, dtype: torch.dtype, hidden: int) -> bool:
@@ -150,14 +148,20 @@ def _is_taken(block: BlockArguments, dtype: torch.dtype, hidden: int) -> bool:
     return all(w.shape == first.shape and w.dtype is first.dtype for w in others)
 
 
-def _plan(block: BlockArguments, dtype: torch.dtype, hidden: int) -> _Plan | None:
-    """The block's plan, made if there is none for the weights as they are; None for shapes that C++ does not take."""
-    matrices, vectors, settings = block
-    precision = _precision(settings, dtype)
-    packed = (
+def _packed(block: BlockArguments, dtype: torch.dtype) -> tuple[PackedWeight, ...]:
+    matrices, _, settings = block
+    precision = settings[-1]
+    if precision == "fp32" and dtype is torch.bfloat16:
+        precision = "bf16"  # products of bfloat16 tensors
+    return (
         packed_weight(precision, *matrices[:-3], check=False),
         *[packed_weight(precision, w, check=False) for w in matrices[-3:]],
     )
+
+
+def _plan(block: BlockArguments, packed: tuple[PackedWeight, ...], dtype: torch.dtype, hidden: int) -> _Plan | None:
+    """The block's plan, made if there is none for the weights as they are; None for shapes that C++ does not take."""
+    matrices, vectors, settings = block
     key = (settings, dtype)
     plan = packed[0].blocks.get(key)
     if isinstance(plan, _Plan) and plan.packed == packed[1:] and plan.layouts == _layouts(vectors):
