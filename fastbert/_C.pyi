@@ -184,8 +184,10 @@ class Block:
         norms: list[_Vector],
         /,
     ) -> None: ...
-    def run(self, rows: int, x: int, cu_seqlens: int, batch: int, max_seqlen: int, y: int, threads: int, /) -> int: ...
 
+def run_blocks(
+    blocks: list[Block], rows: int, x: int, cu_seqlens: int, batch: int, max_seqlen: int, y: int, threads: int, /
+) -> int: ...
 def attention_decode(
     dtype: int,
     shape: tuple[int, ...],  # batch, heads, kv_heads, seq_q, capacity, head_dim, value_dim

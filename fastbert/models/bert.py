@@ -11,7 +11,7 @@ from fastbert.models import checkpoint
 from fastbert.models.bert_names import FLOATS, fill_from_checkpoint, match_names, to_checkpoint
 from fastbert.models.config import BertConfig
 from fastbert.models.pooling import cls_pool
-from fastbert.nn import Embeddings, TransformerBlock, check_precision, initialize
+from fastbert.nn import Embeddings, TransformerBlock, check_precision, initialize, run_blocks
 from fastbert.nn._modules import product
 from fastbert.packing import PackedBatch, check_tensor, pack, unpack
 
@@ -214,12 +214,12 @@ class BertModel(nn.Module):
 
     def _encode(self, batch: PackedBatch, keep_states: bool) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         hidden = self.embeddings(batch.values, batch.position_ids, batch.token_type_ids)
+        if not keep_states:
+            return run_blocks(self.layers, hidden, batch.cu_seqlens, batch.max_seqlen), None
         states = [hidden]
         for layer in self.layers:
-            hidden = layer(hidden, batch.cu_seqlens, batch.max_seqlen)
-            if keep_states:
-                states.append(hidden)
-        return hidden, tuple(states) if keep_states else None
+            states.append(layer(states[-1], batch.cu_seqlens, batch.max_seqlen))
+        return states[-1], tuple(states)
 
     def _check_ids(self, ids: Tensor, dimensions: int) -> None:
         expected = "[batch, seq]" if dimensions == 2 else "[total]"

@@ -8,6 +8,7 @@ from fastbert.nn.block import (
     SelfAttention,
     TransformerBlock,
     check_precision,
+    run_blocks,
     self_attention,
     transformer_block,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "TransformerBlock",
     "check_precision",
     "initialize",
+    "run_blocks",
     "self_attention",
     "transformer_block",
 ]

@@ -6,19 +6,20 @@ parameters they hold. The modules below it are thin holders.
 Shapes: ``x [total, hidden]``, ``cu_seqlens`` int32 ``[batch + 1]``, ``max_seqlen`` a Python int.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
+from torch.nn.modules import module as module_globals
 
 from fastbert import functional as F
 from fastbert.nn._modules import is_plain, product, weight_and_bias
 from fastbert.nn.init import initialize
 from fastbert.nn.norm import LayerNorm
-from fastbert.ops.block import whole_block
+from fastbert.ops.block import whole_blocks
 
 PRECISIONS: dict[str, str] = {
     "fp32": "everything in the parameters' dtype, sums in float32",
@@ -158,6 +159,32 @@ def _attend(
     return context.flatten(1)
 
 
+def _whole(weights: BlockWeights, options: BlockOptions) -> tuple[Any, Any, Any]:
+    """Matrices, vectors and settings, as fastbert.cpu.block takes them."""
+    qkv_weights, qkv_biases = _parts(weights.qkv_weight, weights.qkv_bias)
+    return (
+        (*qkv_weights, weights.out_weight, weights.up_weight, weights.down_weight),
+        (
+            *qkv_biases,
+            weights.out_bias,
+            weights.up_bias,
+            weights.down_bias,
+            weights.attention_norm_weight,
+            weights.attention_norm_bias,
+            weights.feed_forward_norm_weight,
+            weights.feed_forward_norm_bias,
+        ),
+        (
+            options.num_heads,
+            options.activation,
+            options.eps,
+            options.norm_first,
+            options.causal,
+            options.precision,
+        ),
+    )
+
+
 def transformer_block(
     x: Tensor,  # [total, hidden]
     cu_seqlens: Tensor,  # int32 [batch + 1]
@@ -180,29 +207,7 @@ def transformer_block(
     block in one call.
     """
     if dropout_p == 0.0 and attention_dropout_p == 0.0 and x.is_cpu:
-        qkv_weights, qkv_biases = _parts(weights.qkv_weight, weights.qkv_bias)
-        y = whole_block(
-            x,
-            cu_seqlens,
-            max_seqlen,
-            (*qkv_weights, weights.out_weight, weights.up_weight, weights.down_weight),
-            (
-                *qkv_biases,
-                weights.out_bias,
-                weights.up_bias,
-                weights.down_bias,
-                weights.attention_norm_weight,
-                weights.attention_norm_bias,
-                weights.feed_forward_norm_weight,
-                weights.feed_forward_norm_bias,
-            ),
-            options.num_heads,
-            options.activation,
-            options.eps,
-            options.norm_first,
-            options.causal,
-            options.precision,
-        )
+        y = whole_blocks(x, cu_seqlens, max_seqlen, [_whole(weights, options)])
         if y is not None:
             return y
     w = weights
@@ -470,3 +475,26 @@ class TransformerBlock(nn.Module):
 
     def extra_repr(self) -> str:
         return f"norm_first={self.options.norm_first}, dropout_p={self.dropout_p}, precision={self.precision!r}"
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    """Every block called in turn, [total, hidden] to [total, hidden]; on a CPU without gradients all of them in one call."""
+    blocks = list(blocks)
+    if x.is_cpu and blocks and not module_globals._has_any_global_hook():
+        whole = [_whole(block.weights(), block.options) for block in blocks if _is_whole(block)]
+        y = whole_blocks(x, cu_seqlens, max_seqlen, whole) if len(whole) == len(blocks) else None
+        if y is not None:
+            return y
+    for block in blocks:
+        x = block(x, cu_seqlens, max_seqlen)
+    return x
+
+
+def _is_whole(block: nn.Module) -> TypeGuard[TransformerBlock]:
+    """Whether the block drops nothing out, and calling it is calling ``transformer_block`` and nothing else."""
+    return (
+        isinstance(block, TransformerBlock)
+        and is_plain(block, TransformerBlock.forward)
+        and not (block.training and (block.dropout_p or block.attention.dropout_p))
+        and not block._changed_parts()
+    )
