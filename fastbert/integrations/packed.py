@@ -143,7 +143,9 @@ def read_call(model: Any, family: Family, arguments: dict[str, Any]) -> Call:
         default = getattr(config, name, name == "return_dict")
         value = arguments.pop(name, default)
         if value is None and bool(default) is not (name == "return_dict"):
-            raise Unsupported(f"{name} is None against the configuration")  # versions of transformers differ in its meaning
+            raise Unsupported(
+                f"{name} is None against the configuration"
+            )  # versions of transformers differ in its meaning
         flags[name] = (name == "return_dict") if value is None else value
     if flags["output_attentions"]:
         raise Unsupported("output_attentions")
@@ -166,7 +168,9 @@ def read_call(model: Any, family: Family, arguments: dict[str, Any]) -> Call:
         if name not in family.inputs:
             raise Unsupported(name)
         further[name] = value
-    call = Call(**tensors, further=further, output_hidden_states=flags["output_hidden_states"], return_dict=flags["return_dict"])
+    call = Call(
+        **tensors, further=further, output_hidden_states=flags["output_hidden_states"], return_dict=flags["return_dict"]
+    )
     _check_tensors(model, call)
     return call
 

@@ -57,7 +57,12 @@ class Watch:
         for holder, name, module, kind, path in self._watched:
             if holder.get(name) is not module or type(module) is not kind:
                 return f"{path} is a {type(holder.get(name)).__name__}"
-            if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            if (
+                module._forward_hooks
+                or module._forward_pre_hooks
+                or module._backward_hooks
+                or module._backward_pre_hooks
+            ):
                 if not _only_records(module):
                     return f"{path} has hooks"
             if "forward" in module.__dict__ and not _is_own_forward(module):
