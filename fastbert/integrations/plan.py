@@ -25,7 +25,7 @@ _ACTIVATIONS = {  # transformers' and torch's classes → fastbert.functional's 
 _LEAVES = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.ModuleList)
 _LIBRARIES = ("transformers.activations", "transformers.pytorch_utils", "torch.nn.modules.activation")
 
-Parameters = dict[str, Parameter | None]
+Parameters = dict[str, Any]  # of a module, as it holds them: what stands there changes with it
 
 
 class Watch:
@@ -37,7 +37,7 @@ class Watch:
         self._counts: list[tuple[dict[str, Any], int, str]] = []
 
     def add(self, model: nn.Module, path: str) -> nn.Module:
-        """The submodule, which is from now on watched. Raises Unsupported if it is of a class that transformers does not put there."""
+        """The submodule, watched from now on. Raises Unsupported if it is of a class that transformers does not put there."""
         parent, _, name = path.rpartition(".")
         holder = model.get_submodule(parent)._modules
         module = model.get_submodule(path)
@@ -57,14 +57,14 @@ class Watch:
         for holder, name, module, kind, path in self._watched:
             if holder.get(name) is not module or type(module) is not kind:
                 return f"{path} is a {type(holder.get(name)).__name__}"
-            if (
+            hooked = (
                 module._forward_hooks
                 or module._forward_pre_hooks
                 or module._backward_hooks
                 or module._backward_pre_hooks
-            ):
-                if not _only_records(module):
-                    return f"{path} has hooks"
+            )
+            if hooked and not _only_records(module):
+                return f"{path} has hooks"
             if "forward" in module.__dict__ and not _is_own_forward(module):
                 return f"{path} has a forward of its own"
         for holder, count, path in self._counts:
@@ -111,7 +111,7 @@ class Layer:
 
     def __init__(self, module: nn.Module, layout: LayerLayout, num_heads: int, causal: bool, precision: str) -> None:
         self.module: Any = module
-        parts = [module.get_submodule(path) for path in (*layout.qkv, layout.out, layout.up, layout.down)]
+        parts: list[Any] = [module.get_submodule(path) for path in (*layout.qkv, layout.out, layout.up, layout.down)]
         expected = "Conv1D" if layout.transposed else "Linear"
         for part in parts:
             if type(part).__name__ != expected:
