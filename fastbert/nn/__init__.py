@@ -2,6 +2,7 @@
 
 from fastbert.nn.block import (
     PRECISIONS,
+    BlockModules,
     BlockOptions,
     BlockWeights,
     FeedForward,
@@ -11,6 +12,7 @@ from fastbert.nn.block import (
     run_blocks,
     self_attention,
     transformer_block,
+    transformer_block_by_modules,
 )
 from fastbert.nn.embeddings import Embeddings
 from fastbert.nn.init import initialize
@@ -18,6 +20,7 @@ from fastbert.nn.norm import LayerNorm
 
 __all__ = [
     "PRECISIONS",
+    "BlockModules",
     "BlockOptions",
     "BlockWeights",
     "Embeddings",
@@ -30,4 +33,5 @@ __all__ = [
     "run_blocks",
     "self_attention",
     "transformer_block",
+    "transformer_block_by_modules",
 ]

@@ -130,14 +130,15 @@ def self_attention(
     causal: bool = False,
     dropout_p: float = 0.0,
     precision: str = "fp32",
+    bias: Tensor | None = None,  # [num_heads or 1, max_seqlen, max_seqlen]
 ) -> Tensor:
     """Multi-head attention of each sequence to itself, before the output projection: [total, hidden].
 
-    In bfloat16 where the precision is reduced.
+    In bfloat16 where the precision is reduced. ``bias`` is added to the logits, and shared by the sequences.
     """
     weights, biases = _parts(qkv_weight, qkv_bias)
     products = [_linear(x, w, b, "none", precision, torch.bfloat16) for w, b in zip(weights, biases, strict=True)]
-    return _attend(products, cu_seqlens, max_seqlen, num_heads, causal, dropout_p)
+    return _attend(products, cu_seqlens, max_seqlen, num_heads, causal, dropout_p, bias)
 
 
 def _attend(
@@ -147,6 +148,7 @@ def _attend(
     num_heads: int,
     causal: bool,
     dropout_p: float,
+    bias: Tensor | None = None,
 ) -> Tensor:
     total, width = products[0].shape
     head_dim = width * len(products) // (3 * num_heads)
@@ -154,7 +156,9 @@ def _attend(
         q, k, v = products[0].view(total, 3, num_heads, head_dim).unbind(1)  # each [total, heads, head_dim]
     else:
         q, k, v = (each.view(total, num_heads, head_dim) for each in products)
-    context = F.varlen_attention(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, causal=causal)
+    context = F.varlen_attention(
+        q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, causal=causal, bias=bias
+    )
     assert isinstance(context, Tensor)  # and no pair, without return_lse
     return context.flatten(1)
 
@@ -194,6 +198,8 @@ def transformer_block(
     *,
     dropout_p: float = 0.0,
     attention_dropout_p: float = 0.0,
+    feed_forward_dropout_p: float | None = None,
+    attention_bias: Tensor | None = None,  # [num_heads or 1, max_seqlen, max_seqlen]
 ) -> Tensor:
     """One layer, [total, hidden] to [total, hidden].
 
@@ -201,12 +207,17 @@ def transformer_block(
     Pre-norm (GPT-2): x = x + attention(norm(x)); x = x + feed_forward(norm(x)).
 
     The bias of each part's last product, its dropout, the residual and the following layer norm are one operation.
-    Dropout applies whenever its probability is not 0: the caller knows whether it trains.
+    Dropout applies whenever its probability is not 0: the caller knows whether it trains. dropout_p is that of both parts, or,
+    with feed_forward_dropout_p, of the attention alone.
+
+    attention_bias is added to the attention's logits and shared by the sequences (MPNet's relative positions).
 
     What the products multiply is options.precision's affair, see PRECISIONS. Without gradients and dropout a CPU runs the whole
     block in one call.
     """
-    if dropout_p == 0.0 and attention_dropout_p == 0.0 and x.is_cpu:
+    if feed_forward_dropout_p is None:
+        feed_forward_dropout_p = dropout_p
+    if dropout_p == attention_dropout_p == feed_forward_dropout_p == 0.0 and attention_bias is None and x.is_cpu:
         y = whole_blocks(x, cu_seqlens, max_seqlen, [_whole(weights, options)])
         if y is not None:
             return y
@@ -227,6 +238,7 @@ def transformer_block(
         causal=options.causal,
         dropout_p=attention_dropout_p,
         precision=precision,
+        bias=attention_bias,
     )
     stream = x.dtype
     projected = _linear(context, w.out_weight, None, "none", precision, stream)
@@ -243,11 +255,11 @@ def transformer_block(
             dropout_p=dropout_p,
         )
         up = _linear(y, w.up_weight, w.up_bias, options.activation, precision, torch.bfloat16)
-        if dropout_p == 0.0:
+        if feed_forward_dropout_p == 0.0:
             return F.linear_residual(up, w.down_weight, w.down_bias, x, precision=precision)
         # For its sum: the norm that follows belongs to the next block, and is not used here.
         down = _linear(up, w.down_weight, None, "none", precision, stream)
-        _, x = F.add_layer_norm(down, x, x_bias=w.down_bias, dropout_p=dropout_p)
+        _, x = F.add_layer_norm(down, x, x_bias=w.down_bias, dropout_p=feed_forward_dropout_p)
         return x
 
     x = F.add_layer_norm(
@@ -268,9 +280,62 @@ def transformer_block(
         w.feed_forward_norm_bias,
         options.eps,
         x_bias=w.down_bias,
-        dropout_p=dropout_p,
+        dropout_p=feed_forward_dropout_p,
         return_sum=False,
     )
+
+
+class BlockModules(NamedTuple):
+    """The modules of a block, where some are called rather than read; see ``BlockWeights``."""
+
+    qkv: tuple[nn.Module, ...]  # one, or query, key and value
+    out: nn.Module
+    attention_norm: nn.Module
+    up: nn.Module
+    down: nn.Module
+    feed_forward_norm: nn.Module
+
+
+def transformer_block_by_modules(
+    x: Tensor,  # [total, hidden]
+    cu_seqlens: Tensor,  # int32 [batch + 1]
+    max_seqlen: int,
+    modules: BlockModules,
+    options: BlockOptions,
+    *,
+    dropout_p: float = 0.0,
+    attention_dropout_p: float = 0.0,
+    feed_forward_dropout_p: float | None = None,
+    attention_bias: Tensor | None = None,  # [num_heads or 1, max_seqlen, max_seqlen]
+) -> Tensor:
+    """``transformer_block`` for linear layers that are more than a weight: adapters. Each is called with [total, width]."""
+    if options.precision != "fp32":
+        raise ValueError(f"precision is {options.precision!r}, which reads the weights past their modules; take 'fp32'")
+    if feed_forward_dropout_p is None:
+        feed_forward_dropout_p = dropout_p
+
+    def attention(y: Tensor) -> Tensor:
+        context = _attend(
+            [product(each, y) for each in modules.qkv],
+            cu_seqlens,
+            max_seqlen,
+            options.num_heads,
+            options.causal,
+            attention_dropout_p,
+            attention_bias,
+        )
+        return TF.dropout(product(modules.out, context), dropout_p)
+
+    def feed_forward(y: Tensor) -> Tensor:
+        up = product(modules.up, y, options.activation)
+        return TF.dropout(product(modules.down, up), feed_forward_dropout_p)
+
+    if options.norm_first:
+        x = x + attention(modules.attention_norm(x))
+        return x + feed_forward(modules.feed_forward_norm(x))
+    x = modules.attention_norm(x + attention(x))
+    y: Tensor = modules.feed_forward_norm(x + feed_forward(x))
+    return y
 
 
 class SelfAttention(nn.Module):
