@@ -6,12 +6,17 @@ those of submodules, from the base model or, in a ``LayerLayout``, from a layer.
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastbert.packing import PackedBatch
+
+
+class Unsupported(Exception):
+    """Why a model, or a call of it, is not served packed."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class LayerLayout:
         activation: a module.
         attention_dropout: of the probabilities.
         out_dropout, down_dropout: behind the parts' last products; None: there is none.
-        norm_first, causal: as in fastbert.nn.BlockOptions.
+        norm_first: as in fastbert.nn.BlockOptions.
         transposed: the linear layers are transformers' Conv1D, whose weight is [in, out].
     """
 
@@ -40,7 +45,6 @@ class LayerLayout:
     out_dropout: str | None
     down_dropout: str | None
     norm_first: bool = False
-    causal: bool = False
     transposed: bool = False
 
 
@@ -85,6 +89,8 @@ class Family:
         attention_bias: (base model, PackedBatch) to [heads, seq, seq], added to the logits of every layer.
         pool: (base model, padded hidden states) to the pooled output; None: there is no such output.
         output: the class in transformers.modeling_outputs that the base model returns.
+        causal: a token sees only itself and what stands before it.
+        may_decode: as causal, where the configuration says is_decoder.
         unsupported: (base model) to what its configuration asks for and a packed forward does not do.
         inputs: names of further inputs of the embeddings.
         tuple_keeps_none: whether the tuple of return_dict=False has a None for what is not there.
@@ -104,9 +110,15 @@ class Family:
     attention_bias: Callable[[Any, PackedBatch], Tensor | None] = _nothing
     pool: Callable[[Any, Tensor], Tensor | None] | None = _pooler
     output: str = "BaseModelOutputWithPoolingAndCrossAttentions"
+    causal: bool = False
+    may_decode: bool = False
     unsupported: Callable[[Any], str | None] = _nothing
     inputs: tuple[str, ...] = ()
     tuple_keeps_none: bool = False
+
+    def is_causal(self, config: Any) -> bool:
+        """Whether a model of this configuration is."""
+        return self.causal or (self.may_decode and config.is_decoder)
 
     @property
     def modeling(self) -> str:
@@ -133,17 +145,172 @@ _BERT_LAYER = LayerLayout(
 )
 
 
-def _decoder(model: Any) -> str | None:
-    if model.config.is_decoder or model.config.add_cross_attention:
-        return "it is configured as a decoder (is_decoder or add_cross_attention)"
+_ALBERT_LAYER = LayerLayout(
+    qkv=("attention.query", "attention.key", "attention.value"),
+    out="attention.dense",
+    attention_norm="attention.LayerNorm",
+    up="ffn",
+    activation="activation",
+    down="ffn_output",
+    feed_forward_norm="full_layer_layer_norm",
+    attention_dropout="attention.attention_dropout",
+    out_dropout="attention.output_dropout",
+    down_dropout=None,
+)
+
+_DISTILBERT_LAYER = LayerLayout(
+    qkv=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+    out="attention.out_lin",
+    attention_norm="sa_layer_norm",
+    up="ffn.lin1",
+    activation="ffn.activation",
+    down="ffn.lin2",
+    feed_forward_norm="output_layer_norm",
+    attention_dropout="attention.dropout",
+    out_dropout=None,
+    down_dropout="ffn.dropout",
+)
+
+_MPNET_LAYER = replace(
+    _BERT_LAYER,
+    qkv=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+    out="attention.attn.o",
+    attention_norm="attention.LayerNorm",
+    attention_dropout="attention.attn.dropout",
+    out_dropout="attention.dropout",
+)
+
+_GPT2_LAYER = LayerLayout(
+    qkv=("attn.c_attn",),
+    out="attn.c_proj",
+    attention_norm="ln_1",
+    up="mlp.c_fc",
+    activation="mlp.act",
+    down="mlp.c_proj",
+    feed_forward_norm="ln_2",
+    attention_dropout="attn.attn_dropout",
+    out_dropout="attn.resid_dropout",
+    down_dropout="mlp.dropout",
+    norm_first=True,
+    transposed=True,
+)
+
+
+def _albert_layers(model: Any) -> list[nn.Module]:
+    config, groups = model.config, model.encoder.albert_layer_groups
+    order = [int(i / (config.num_hidden_layers / config.num_hidden_groups)) for i in range(config.num_hidden_layers)]
+    return [layer for group in order for layer in groups[group].albert_layers]
+
+
+def _albert_pooler(model: Any, hidden: Tensor) -> Tensor | None:
+    return None if model.pooler is None else model.pooler_activation(model.pooler(hidden[:, 0]))
+
+
+def _relative_positions(model: Any, batch: PackedBatch) -> Tensor:
+    """MPNet's: a function of the distance in columns, which packing keeps unless it closes holes."""
+    if batch.indices is not None and batch.padded_shape is not None:
+        columns = batch.indices % batch.padded_shape[1]
+        jumps = columns.diff() != 1
+        starts = batch.cu_seqlens[1:-1].long()
+        jumps[starts[(starts > 0) & (starts < batch.total)] - 1] = False
+        if jumps.any():
+            raise Unsupported("holes in the mask, with positions relative to columns")
+    seq = batch.max_seqlen
+    return model.encoder.compute_position_bias(batch.values.new_empty(1, seq, 0))[0]  # [heads, seq, seq]
+
+
+def _gpt2_embeddings(model: Any, call: Any) -> Tensor:
+    tokens = model.wte(call.input_ids) if call.inputs_embeds is None else call.inputs_embeds
+    positions = call.position_ids
+    if positions is None:
+        positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
+    hidden = tokens + model.wpe(positions)
+    if call.token_type_ids is not None:
+        hidden = hidden + model.wte(call.token_type_ids)
+    return model.drop(hidden)
+
+
+def _crosses(model: Any) -> str | None:
+    if getattr(model.config, "add_cross_attention", False):
+        return "it has cross-attention"
     if getattr(model.config, "position_embedding_type", None) not in (None, "absolute"):
-        return f"position_embedding_type is {model.config.position_embedding_type!r}"
+        return f"its position_embedding_type is {model.config.position_embedding_type!r}"
     return None
 
 
-BERT = Family("BERT", "bert", "Bert", _BERT_LAYER, unsupported=_decoder)
+def _scales(model: Any) -> str | None:
+    config = model.config
+    if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
+        return "it scales attention otherwise (scale_attn_weights, scale_attn_by_inverse_layer_idx)"
+    return _crosses(model)
 
-FAMILIES = (BERT,)
+
+BERT = Family("BERT", "bert", "Bert", _BERT_LAYER, may_decode=True, unsupported=_crosses)
+_ROBERTA = replace(BERT, name="RoBERTa", module="roberta", prefix="Roberta", counts_tokens=True)
+_WITHOUT_POOLER = "BaseModelOutputWithPastAndCrossAttentions"
+
+FAMILIES = (
+    BERT,
+    _ROBERTA,
+    replace(_ROBERTA, name="XLM-RoBERTa", module="xlm_roberta", prefix="XLMRoberta"),
+    replace(_ROBERTA, name="CamemBERT", module="camembert", prefix="Camembert"),
+    Family(
+        "DistilBERT",
+        "distilbert",
+        "DistilBert",
+        _DISTILBERT_LAYER,
+        layers=_layer_list("transformer.layer"),
+        stack=("transformer",),
+        pool=None,
+        output="BaseModelOutput",
+    ),
+    replace(
+        BERT,
+        name="ELECTRA",
+        module="electra",
+        prefix="Electra",
+        stack=("encoder", "embeddings_project"),
+        projection="embeddings_project",
+        pool=None,
+        output=_WITHOUT_POOLER,
+    ),
+    Family(
+        "ALBERT",
+        "albert",
+        "Albert",
+        _ALBERT_LAYER,
+        layers=_albert_layers,
+        projection="encoder.embedding_hidden_mapping_in",
+        pool=_albert_pooler,
+        output="BaseModelOutputWithPooling",
+    ),
+    replace(BERT, name="ERNIE", module="ernie", prefix="Ernie", inputs=("task_type_ids",)),
+    Family(
+        "MPNet",
+        "mpnet",
+        "MPNet",
+        _MPNET_LAYER,
+        counts_tokens=True,
+        attention_bias=_relative_positions,
+        output="BaseModelOutputWithPooling",
+        tuple_keeps_none=True,
+    ),
+    Family(
+        "GPT-2",
+        "gpt2",
+        "GPT2",
+        _GPT2_LAYER,
+        embeddings=None,
+        embed=_gpt2_embeddings,
+        layers=_layer_list("h"),
+        stack=("h", "ln_f"),
+        final_norm="ln_f",
+        causal=True,
+        pool=None,
+        output=_WITHOUT_POOLER,
+        unsupported=_scales,
+    ),
+)
 
 
 def family_of(cls: type) -> Family | None:
@@ -161,4 +328,4 @@ def stock_class(name: str) -> type | None:
     return None
 
 
-__all__ = ["FAMILIES", "Family", "LayerLayout", "family_of", "stock_class"]
+__all__ = ["FAMILIES", "Family", "LayerLayout", "Unsupported", "family_of", "stock_class"]

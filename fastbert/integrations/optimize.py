@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fastbert.integrations.families import FAMILIES, Family, family_of
-from fastbert.integrations.optimized import Optimized, optimized_class
+from fastbert.integrations.families import FAMILIES, Family, Unsupported, family_of
+from fastbert.integrations.optimized import Optimized, OptimizedBase, optimized_class
 from fastbert.integrations.packed import State
-from fastbert.integrations.plan import Plan, Unsupported
+from fastbert.integrations.plan import Plan
 from fastbert.nn.block import check_precision
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -114,13 +114,14 @@ def optimize(model: Model, *, precision: str | None = None, strict: bool = False
             plans.append((base, family))
     if not plans or (strict and kept):
         raise ValueError(_nothing_to_do(model, kept))
-    heads = {id(child): module for module in model.modules() for child in module.children()}
-    swaps = [
-        (base, optimized_class(type(base)), State(precision, _reads_first_column(base, heads.get(id(base))))) for base, _ in plans
-    ]
-    for module, cls, state in swaps:
-        module.__class__ = cls
-        module.__dict__["_fastbert"] = state
+    heads = {child: module for module in model.modules() for child in module.children() if _has_head(module)}
+    for base, family in plans:
+        head = heads.get(base)
+        classes = [optimized_class(type(each)) for each in (base, head) if each is not None]  # before anything is changed
+        base.__class__ = classes[0]
+        base.__dict__["_fastbert"] = State(precision, _reads_first_column(base, family, head))
+        if head is not None:
+            head.__class__ = classes[1]
     return model
 
 
@@ -136,7 +137,7 @@ def restore(model: Model) -> Model:
     if not optimized:
         raise ValueError(f"{type(model).__name__} is not optimized: nothing is to be restored")
     for module in optimized:
-        if Optimized not in type(module).__bases__:
+        if type(module).__module__ != optimized_class.__module__:
             raise ValueError(f"{type(module).__name__} got another class after fastbert.optimize; undo that first (fully_shard cannot be)")
     for module in optimized:
         module.__class__ = type(module).__bases__[1]
@@ -164,7 +165,7 @@ def report(model: nn.Module) -> Report:
     replaced = [
         Replaced(path, type(module).__name__, module._fastbert_family.name, module._fastbert.precision, dict(module._fastbert.calls))
         for path, module in model.named_modules()
-        if isinstance(module, Optimized)
+        if isinstance(module, OptimizedBase)
     ]
     found, kept = _find(model)
     for path, base, family in found:
@@ -257,9 +258,15 @@ def _check_parameters(path: str, base: nn.Module, precision: str) -> None:
         )
 
 
-def _reads_first_column(base: Any, head: nn.Module | None) -> bool:
+def _has_head(module: nn.Module) -> bool:
+    family = family_of(type(module))
+    return family is not None and _is_pretrained(type(module)) and type(module).__name__ != family.base
+
+
+def _reads_first_column(base: Any, family: Family, head: nn.Module | None) -> bool:
     """Whether the pooler, or the head, reads the first position of a row, be it padding or not."""
+    if family.causal:
+        return False
     if getattr(base, "pooler", None) is not None:
         return True
-    name = type(head).__name__
-    return any(name.endswith(kind) for kind in ("ForSequenceClassification", "ForMultipleChoice"))
+    return type(head).__name__.endswith(("ForSequenceClassification", "ForMultipleChoice"))

@@ -9,11 +9,16 @@ from typing import Any
 from torch import nn
 
 from fastbert.integrations.families import Family, family_of, stock_class
+from fastbert.integrations.heads import head_forward
 from fastbert.integrations.packed import State, packed_forward
 
 
 class Optimized:
     """What the classes of this module are, besides models of transformers."""
+
+
+class OptimizedBase(Optimized):
+    """Those of base models."""
 
     _fastbert: State
     _fastbert_family: Family
@@ -33,14 +38,16 @@ def optimized_class(stock: type[nn.Module]) -> type[nn.Module]:
         return globals()[name]
     family = family_of(stock)
     assert family is not None
+    is_base = name == family.base
     members = {
         "__module__": __name__,
         "__qualname__": name,
         "__doc__": stock.__doc__,
-        "_fastbert_family": family,
-        "forward": packed_forward(stock, family),
+        "forward": packed_forward(stock, family) if is_base else head_forward(stock),
     }
-    made = type(name, (Optimized, stock), members)
+    if is_base:
+        members["_fastbert_family"] = family
+    made = type(name, (OptimizedBase if is_base else Optimized, stock), members)
     _record_outputs(made)
     globals()[name] = made
     return made

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from fastbert import functional as F
-from fastbert.integrations.families import Family
-from fastbert.integrations.plan import Embeddings, Layer, Plan, Unsupported
+from fastbert.integrations.families import Family, Unsupported
+from fastbert.integrations.plan import Embeddings, Layer, Plan
 from fastbert.nn import BlockWeights, transformer_block
 from fastbert.nn._modules import product
 from fastbert.packing import PackedBatch, pack, unpack
@@ -43,6 +43,11 @@ def by_transformers(reason: str) -> Iterator[None]:
         yield
     finally:
         _exact.reason = before
+
+
+def is_traced() -> bool:
+    """Whether values cannot be looked at: torch.jit traces the call, or torch.func transforms it."""
+    return torch._C._get_tracing_state() is not None or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @dataclass
@@ -114,11 +119,12 @@ def packed_forward(stock: type[nn.Module], family: Family) -> Callable[..., Any]
             plan = state.plan_for(self, family)
             batch, hidden = embed(self, family, plan, call, state)
             blocks = [(layer, layer.weights(hidden.dtype)) for layer in plan.layers]
+            bias = family.attention_bias(self, batch)
         except Unsupported as reason:
             state.calls[str(reason)] += 1
             return original(self, *args, **kwargs)
         state.calls["packed"] += 1
-        hidden, states = run_layers(self, family, batch, hidden, blocks, call.output_hidden_states)
+        hidden, states = run_layers(self, family, batch, hidden, blocks, bias, call.output_hidden_states)
         return make_output(self, family, batch, hidden, states, call.return_dict)
 
     return forward
@@ -129,7 +135,7 @@ def read_call(model: Any, family: Family, arguments: dict[str, Any]) -> Call:
     reason = getattr(_exact, "reason", None)
     if reason is not None:
         raise Unsupported(reason)
-    if torch._C._get_tracing_state() is not None or torch._C._functorch.peek_interpreter_stack() is not None:
+    if is_traced():
         raise Unsupported("the call is traced or transformed")
     config = model.config
     flags = {}
@@ -146,7 +152,7 @@ def read_call(model: Any, family: Family, arguments: dict[str, Any]) -> Call:
     if getattr(config, "is_causal", None) is not None:
         raise Unsupported("config.is_causal")
     use_cache = arguments.pop("use_cache", None)
-    if family.layer.causal:
+    if family.is_causal(config):
         # In training the cache that the configuration asks for is of no use.
         if use_cache is None:
             use_cache = config.use_cache and not model.training
@@ -271,8 +277,9 @@ def encode(model: Any, batch: PackedBatch) -> Tensor:
         batch = replace(batch, token_type_ids=None)
     hidden = _project(model, family, _look_up(tables, batch))
     blocks = [(layer, layer.weights(hidden.dtype)) for layer in plan.layers]
+    bias = family.attention_bias(model, batch)
     model._fastbert.calls["packed"] += 1
-    return run_layers(model, family, batch, hidden, blocks, False)[0]
+    return run_layers(model, family, batch, hidden, blocks, bias, False)[0]
 
 
 def _count_tokens(batch: PackedBatch, padding_idx: Any) -> Tensor:
@@ -290,11 +297,11 @@ def run_layers(
     batch: PackedBatch,
     hidden: Tensor,  # [total, hidden]
     blocks: list[tuple[Layer, BlockWeights]],
+    bias: Tensor | None,  # [heads, seq, seq], of the attention
     keep_states: bool,
 ) -> tuple[Tensor, list[Tensor] | None]:
     """The last layer's output [total, hidden], normed where the model norms it; and, if kept, the input of each layer and it."""
     dtype = hidden.dtype
-    bias = family.attention_bias(model, batch)
     states = [hidden] if keep_states else None
     for layer, weights in blocks:
         attention, out, down = layer.dropouts()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from fastbert.integrations.families import Family, LayerLayout
+from fastbert.integrations.families import Family, LayerLayout, Unsupported
 from fastbert.nn import BlockOptions, BlockWeights
 
 _ACTIVATIONS = {  # transformers' and torch's classes → fastbert.functional's names
@@ -26,10 +26,6 @@ _LEAVES = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.ModuleList)
 _LIBRARIES = ("transformers.activations", "transformers.pytorch_utils", "torch.nn.modules.activation")
 
 Parameters = dict[str, Parameter | None]
-
-
-class Unsupported(Exception):
-    """Why a model, or a call of it, cannot be served."""
 
 
 class Watch:
@@ -108,13 +104,17 @@ class Layer:
         attention_dropout, out_dropout, down_dropout: its dropout modules; the last two may be None.
     """
 
-    def __init__(self, module: nn.Module, layout: LayerLayout, num_heads: int, precision: str) -> None:
+    def __init__(self, module: nn.Module, layout: LayerLayout, num_heads: int, causal: bool, precision: str) -> None:
         self.module: Any = module
         parts = [module.get_submodule(path) for path in (*layout.qkv, layout.out, layout.up, layout.down)]
         expected = "Conv1D" if layout.transposed else "Linear"
         for part in parts:
             if type(part).__name__ != expected:
                 raise Unsupported(f"a {type(part).__name__} stands where a {expected} is expected")
+        width = parts[-1].weight.shape[0 if not layout.transposed else 1]
+        joint = sum(part.weight.shape[1 if layout.transposed else 0] for part in parts[:-3])
+        if joint != 3 * width or width % num_heads:
+            raise Unsupported(f"query, key and value of {num_heads} heads have {joint} channels, and the layer {width}")
         norms: list[Any] = [module.get_submodule(path) for path in (layout.attention_norm, layout.feed_forward_norm)]
         if norms[0].eps != norms[1].eps:
             raise Unsupported(f"its layer norms have eps {norms[0].eps} and {norms[1].eps}")
@@ -122,7 +122,7 @@ class Layer:
         if activation not in _ACTIVATIONS:
             raise Unsupported(f"its activation is {activation}")
         self.options = BlockOptions(
-            num_heads, _ACTIVATIONS[activation], norms[0].eps, layout.norm_first, layout.causal, precision
+            num_heads, _ACTIVATIONS[activation], norms[0].eps, layout.norm_first, causal, precision
         )
         self.attention_dropout: Any = module.get_submodule(layout.attention_dropout)
         self.out_dropout: Any = layout.out_dropout and module.get_submodule(layout.out_dropout)
@@ -207,12 +207,14 @@ class Plan:
         self._model = model._modules  # a copy of torch.nn.DataParallel has another
         self._stack = Watch(family)
         for path in family.stack:
+            if not hasattr(model, path):
+                continue  # ELECTRA's projection, where embeddings have the layers' width
             prefix = f"{path}." if path else ""
             for name, _ in model.get_submodule(path).named_modules():
                 self._stack.add(model, path if not name else prefix + name)
-        heads = model.config.num_attention_heads
+        heads, causal = model.config.num_attention_heads, family.is_causal(model.config)
         modules = family.layers(model)
-        made = {module: Layer(module, family.layer, heads, precision) for module in dict.fromkeys(modules)}
+        made = {module: Layer(module, family.layer, heads, causal, precision) for module in dict.fromkeys(modules)}
         self.layers = [made[module] for module in modules]
         self._embeddings = Watch(family)
         self._tables = self._read_embeddings(model, family)
@@ -222,6 +224,8 @@ class Plan:
         if path is None:
             return None
         root: Any = model.get_submodule(path)
+        if getattr(root, "use_task_id", False):
+            return None  # ERNIE's fourth table
         try:
             for name, _ in root.named_modules():
                 self._embeddings.add(model, f"{path}.{name}" if name else path)
