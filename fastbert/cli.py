@@ -275,8 +275,8 @@ def _check_inputs(options: argparse.Namespace, cases: Sequence[Case]) -> None:
         except CaseUnavailable as error:
             raise BadInput(str(error)) from None
     given = options.text is not None or options.model is not None
-    if given and not any(case.suite == "end-to-end" for case in cases):
-        raise BadInput("--text and --model are for the end-to-end suite, and none of its cases was asked for")
+    if given and not any(case.suite in ("end-to-end", "families") for case in cases):
+        raise BadInput("--text and --model are for the end-to-end and families suites, and none of its cases was asked for")
 
 
 def _list(cases: Sequence[Case]) -> None:

@@ -15,8 +15,12 @@ _OF_FAMILY = {
     "ELECTRA": dict(embedding_size=8, summary_last_dropout=0.0),
     "ALBERT": dict(embedding_size=8, num_hidden_layers=3, num_hidden_groups=1, inner_group_num=1),
     "ERNIE": dict(use_task_id=True, task_type_vocab_size=3),
-    "GPT-2": dict(n_inner=24, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, summary_first_dropout=0.0, hidden_dropout=0.0),
-    "DistilBERT": dict(dim=16, hidden_dim=24, dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0, qa_dropout=0.0),
+    "GPT-2": dict(
+        n_inner=24, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, summary_first_dropout=0.0, hidden_dropout=0.0
+    ),
+    "DistilBERT": dict(
+        dim=16, hidden_dim=24, dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0, qa_dropout=0.0
+    ),
 }
 
 
