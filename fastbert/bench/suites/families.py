@@ -1,8 +1,9 @@
 """``fastbert.optimize`` against the same models as they come: every family, padded less and more, in inference and in training.
 
-Models are base models of transformers at base size with 2 of their 12 layers, random weights, float32. All contenders hold the same
-weights and get the same padded batch. Errors are those of the last hidden state of real tokens, and of all gradients, against the
-model in float64. As they come, models run torch's SDPA where transformers has it for them. Rows of text run sentence-transformers' own models and tokenizers, and start at the text.
+Models are base models of transformers at base size with 2 of their 12 layers, random weights, float32. All contenders hold the
+same weights and get the same padded batch. Errors are those of the last hidden state of real tokens, and of all gradients, against
+the model in float64. As they come, models run torch's SDPA where transformers has it for them. Rows of text run models and
+tokenizers of sentence-transformers, and start at the text.
 """
 
 from __future__ import annotations
