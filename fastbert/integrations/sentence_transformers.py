@@ -1,7 +1,7 @@
 """``fastbert.optimize`` in a SentenceTransformer or CrossEncoder: the C++ tokenizer, and from texts to embeddings without padding.
 
-What is optimized are the base models inside. On top of that, every WordPiece tokenizer whose results ours equals gives place to ours;
-and a SentenceTransformer of a Transformer, a Pooling and what works on sentence embeddings gets a subclass, whose ``encode`` packs.
+What is optimized are the base models inside. On top of that, every WordPiece tokenizer that ours equals gives place to ours, and a
+SentenceTransformer of a Transformer, a Pooling and what works on sentence embeddings gets a subclass, whose ``encode`` packs.
 """
 
 import tempfile
@@ -140,11 +140,10 @@ def restore(model: nn.Module) -> None:
         if original is not None and isinstance(tokenizer, FastBertTokenizer):
             original.model_max_length = tokenizer.model_max_length
             setattr(module, name, original)
-    encoder: Any
-    for encoder in model.modules():
-        if type(encoder) is SentenceTransformer:
-            encoder.__class__ = _SentenceTransformer
-            del encoder.__dict__["_fastbert_texts"]
+    encoders: list[Any] = [module for module in model.modules() if type(module) is SentenceTransformer]
+    for encoder in encoders:
+        encoder.__class__ = _SentenceTransformer
+        del encoder.__dict__["_fastbert_texts"]
 
 
 def pipelines(model: nn.Module) -> list[Pipeline]:
@@ -248,10 +247,11 @@ def _why_padded(model: SentenceTransformer, inputs: list[Any], arguments: dict[s
         return f"arguments {', '.join(sorted(further))}"
     if not all(isinstance(text, str) for text in inputs):
         return "inputs that are no strings"
+    transformer: Any
     transformer, *behind = model.children()
-    base = getattr(transformer, "model", None)
-    if type(transformer).__name__ != "Transformer" or not isinstance(base, OptimizedBase):
+    if type(transformer).__name__ != "Transformer" or not isinstance(transformer.model, OptimizedBase):
         return "the first module holds no optimized base model"
+    base: Any = transformer.model
     if not isinstance(getattr(transformer, "processor", None), FastBertTokenizer):
         return "the tokenizer is not fastbert's"
     kinds = [type(module).__name__ for module in behind]
