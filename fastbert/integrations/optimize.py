@@ -42,9 +42,13 @@ class Replaced:
 
     def __str__(self) -> str:
         packed = self.calls.get("packed", 0)
-        lines = [f"{self.path or 'the model'}: {self.model} ({self.family}), {self.precision}; calls served packed: {packed}"]
+        lines = [
+            f"{self.path or 'the model'}: {self.model} ({self.family}), {self.precision}; calls served packed: {packed}"
+        ]
         lines += [
-            f"  calls answered by transformers: {count}, {reason}" for reason, count in self.calls.items() if reason != "packed"
+            f"  calls answered by transformers: {count}, {reason}"
+            for reason, count in self.calls.items()
+            if reason != "packed"
         ]
         return "\n".join(lines)
 
@@ -92,10 +96,11 @@ def optimize(model: Model, *, precision: str | None = None, strict: bool = False
     Where a call asks for what a packed forward does not do, transformers' own forward answers; ``report`` says when that was.
 
     Args:
-        model: a base model or one with a head, of the families that ``report`` names, or any module that holds some. Its parameters
-            are on one device. It may be moved, saved, copied, pickled, compiled and wrapped (DDP, FSDP) afterwards.
-        precision: of inference on CPUs, see fastbert.nn.PRECISIONS: "bf16" and "int8" trade exactness for speed and have no gradient
-            (a call that wants one raises RuntimeError). Unless given, the parameters' own.
+        model: a base model or one with a head, of BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA, ALBERT, ERNIE, MPNet
+            or GPT-2, or any module that holds some. The parameters of each are on one device. It may be moved, saved, copied,
+            pickled, compiled and wrapped (DDP, FSDP) afterwards.
+        precision: of inference on CPUs, see fastbert.nn.PRECISIONS: "bf16" and "int8" trade exactness for speed and have no
+            gradient (a call that wants one raises RuntimeError). Unless given, the parameters' own.
         strict: raises, rather than leaving out, what cannot be replaced.
 
     Returns:
@@ -103,9 +108,9 @@ def optimize(model: Model, *, precision: str | None = None, strict: bool = False
 
     Raises:
         TypeError: model is no module.
-        ValueError: nothing in it can be replaced, or with strict not everything; it is optimized already; it was compiled or sharded
-            before; parameters on several devices, or without memory; an unknown precision, or a reduced one off the CPU. The model is
-            then as it was.
+        ValueError: nothing in it can be replaced, or with strict not everything; it is optimized already; it was compiled or
+            sharded before; parameters on several devices, or without memory; an unknown precision, or a reduced one off the CPU.
+            The model is then as it was.
     """
     check_precision(precision := "fp32" if precision is None else precision)
     _check_state(model)
@@ -130,7 +135,9 @@ def optimize(model: Model, *, precision: str | None = None, strict: bool = False
     heads = {child: module for module in model.modules() for child in module.children() if _has_head(module)}
     for base, family in plans:
         head = heads.get(base)
-        classes = [optimized_class(type(each)) for each in (base, head) if each is not None]  # before anything is changed
+        classes = [
+            optimized_class(type(each)) for each in (base, head) if each is not None
+        ]  # before anything is changed
         base.__class__ = classes[0]
         base.__dict__["_fastbert"] = State(precision, _reads_first_column(base, family, head))
         if head is not None:
@@ -153,7 +160,9 @@ def restore(model: Model) -> Model:
         raise ValueError(f"{type(model).__name__} is not optimized: nothing is to be restored")
     for module in optimized:
         if type(module).__module__ != optimized_class.__module__:
-            raise ValueError(f"{type(module).__name__} got another class after fastbert.optimize; undo that first (fully_shard cannot be)")
+            raise ValueError(
+                f"{type(module).__name__} got another class after fastbert.optimize; undo that first (fully_shard cannot be)"
+            )
     for module in optimized:
         module.__class__ = type(module).__bases__[1]
         module.__dict__.pop("_fastbert", None)
@@ -181,7 +190,13 @@ def report(model: nn.Module) -> Report:
     """
     _check_module(model)
     replaced = [
-        Replaced(path, type(module).__name__, module._fastbert_family.name, module._fastbert.precision, dict(module._fastbert.calls))
+        Replaced(
+            path,
+            type(module).__name__,
+            module._fastbert_family.name,
+            module._fastbert.precision,
+            dict(module._fastbert.calls),
+        )
         for path, module in model.named_modules()
         if isinstance(module, OptimizedBase)
     ]
@@ -206,7 +221,9 @@ def _texts_of(model: nn.Module) -> Any:
 
 def _check_module(model: object) -> None:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module: a model of transformers, or what holds one")
+        raise TypeError(
+            f"model is a {type(model).__name__}; expected a torch.nn.Module: a model of transformers, or what holds one"
+        )
 
 
 def _check_state(model: nn.Module) -> None:
@@ -217,9 +234,15 @@ def _check_state(model: nn.Module) -> None:
         if isinstance(module, Optimized):
             raise ValueError(f"{where} is optimized already; call fastbert.restore(model) first to choose again")
         if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
-            raise ValueError(f"{where} is compiled already; call fastbert.optimize(model) first and torch.compile after it")
-        if type(module).__name__ == "FullyShardedDataParallel" or any(c.__name__ == "FSDPModule" for c in type(module).__mro__):
-            raise ValueError(f"{where} is sharded already; call fastbert.optimize(model) first and fully_shard after it")
+            raise ValueError(
+                f"{where} is compiled already; call fastbert.optimize(model) first and torch.compile after it"
+            )
+        if type(module).__name__ == "FullyShardedDataParallel" or any(
+            c.__name__ == "FSDPModule" for c in type(module).__mro__
+        ):
+            raise ValueError(
+                f"{where} is sharded already; call fastbert.optimize(model) first and fully_shard after it"
+            )
 
 
 def _find(model: nn.Module) -> tuple[list[tuple[str, nn.Module, Family]], list[Kept]]:
@@ -255,8 +278,8 @@ def _nothing_to_do(model: nn.Module, kept: list[Kept]) -> str:
     known = ", ".join(family.name for family in FAMILIES)
     if not kept:
         return (
-            f"{type(model).__name__} holds no model of transformers; fastbert.optimize takes those of {known}. For modules of your own "
-            "there are fastbert.nn and fastbert.functional"
+            f"{type(model).__name__} holds no model of transformers; fastbert.optimize takes those of {known}. For modules of your "
+            "own there are fastbert.nn and fastbert.functional"
         )
     reasons = "; ".join(map(str, kept))
     return (
@@ -276,11 +299,13 @@ def _check_parameters(path: str, base: nn.Module, precision: str) -> None:
         )
     for name, parameter in base.named_parameters():
         if type(parameter).__name__ == "DTensor":
-            raise ValueError(f"{where}: {name} is sharded already; call fastbert.optimize(model) first and shard after it")
+            raise ValueError(
+                f"{where}: {name} is sharded already; call fastbert.optimize(model) first and shard after it"
+            )
     if precision != "fp32" and devices != {torch.device("cpu")}:
         raise ValueError(
-            f"{where} is on {', '.join(map(str, devices))}, and precision {precision!r} is for inference on CPUs; convert the model "
-            "there, with model.to(torch.bfloat16)"
+            f"{where} is on {', '.join(map(str, devices))}, and precision {precision!r} is for inference on CPUs; convert the "
+            "model there, with model.to(torch.bfloat16)"
         )
 
 

@@ -2,6 +2,7 @@
 
 from fastbert.nn.block import (
     PRECISIONS,
+    BlockModules,
     BlockOptions,
     BlockWeights,
     FeedForward,
@@ -10,6 +11,7 @@ from fastbert.nn.block import (
     check_precision,
     self_attention,
     transformer_block,
+    transformer_block_by_modules,
 )
 from fastbert.nn.embeddings import Embeddings
 from fastbert.nn.init import initialize
@@ -17,6 +19,7 @@ from fastbert.nn.norm import LayerNorm
 
 __all__ = [
     "PRECISIONS",
+    "BlockModules",
     "BlockOptions",
     "BlockWeights",
     "Embeddings",
@@ -28,4 +31,5 @@ __all__ = [
     "initialize",
     "self_attention",
     "transformer_block",
+    "transformer_block_by_modules",
 ]

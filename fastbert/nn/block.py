@@ -280,6 +280,59 @@ def transformer_block(
     )
 
 
+class BlockModules(NamedTuple):
+    """The modules of a block, where some are called rather than read; see ``BlockWeights``."""
+
+    qkv: tuple[nn.Module, ...]  # one, or query, key and value
+    out: nn.Module
+    attention_norm: nn.Module
+    up: nn.Module
+    down: nn.Module
+    feed_forward_norm: nn.Module
+
+
+def transformer_block_by_modules(
+    x: Tensor,  # [total, hidden]
+    cu_seqlens: Tensor,  # int32 [batch + 1]
+    max_seqlen: int,
+    modules: BlockModules,
+    options: BlockOptions,
+    *,
+    dropout_p: float = 0.0,
+    attention_dropout_p: float = 0.0,
+    feed_forward_dropout_p: float | None = None,
+    attention_bias: Tensor | None = None,  # [num_heads or 1, max_seqlen, max_seqlen]
+) -> Tensor:
+    """``transformer_block`` for linear layers that are more than a weight: adapters. Each is called with [total, width]."""
+    if options.precision != "fp32":
+        raise ValueError(f"precision is {options.precision!r}, which reads the weights past their modules; take 'fp32'")
+    if feed_forward_dropout_p is None:
+        feed_forward_dropout_p = dropout_p
+
+    def attention(y: Tensor) -> Tensor:
+        context = _attend(
+            [product(each, y) for each in modules.qkv],
+            cu_seqlens,
+            max_seqlen,
+            options.num_heads,
+            options.causal,
+            attention_dropout_p,
+            attention_bias,
+        )
+        return TF.dropout(product(modules.out, context), dropout_p)
+
+    def feed_forward(y: Tensor) -> Tensor:
+        up = product(modules.up, y, options.activation)
+        return TF.dropout(product(modules.down, up), feed_forward_dropout_p)
+
+    if options.norm_first:
+        x = x + attention(modules.attention_norm(x))
+        return x + feed_forward(modules.feed_forward_norm(x))
+    x = modules.attention_norm(x + attention(x))
+    y: Tensor = modules.feed_forward_norm(x + feed_forward(x))
+    return y
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with its output projection, each sequence of a packed batch on its own.
 
