@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 from transformers.masking_utils import sdpa_mask
+from transformers.utils.import_utils import is_tracing
 
 from fastbert import functional as F
 
@@ -73,14 +74,15 @@ def _window(arguments: dict[str, Any]) -> tuple[int, int] | None:
     causal = bool(arguments.get("allow_is_causal_skip", True))
     if arguments.get("use_vmap", False) or not (causal or arguments.get("allow_is_bidirectional_skip", False)):
         return None
-    seq_k = arguments["kv_length"]
+    seq_k, local_size = arguments["kv_length"], arguments.get("local_size")
+    if not causal and local_size is None:
+        return -1, -1
     cache_position = arguments.get("cache_position")  # transformers 5.0 passes it, later ones the numbers
     seq_q = arguments["q_length"] if cache_position is None else cache_position.shape[0]
     offsets = (arguments.get("q_offset", 0), arguments.get("kv_offset", 0))
     # With a cache the first query is not the first key; an offset may also be a tensor, which is not looked into.
     if seq_q != seq_k or not all(isinstance(offset, int) and offset == 0 for offset in offsets):
         return None
-    local_size = arguments.get("local_size")
     if local_size is None or local_size > seq_k:
         return -1, 0 if causal else -1
     config = arguments.get("config")
@@ -100,10 +102,12 @@ def _packed_sequences(arguments: dict[str, Any]) -> Tensor | None:
     """
     if torch.compiler.is_compiling() or arguments.get("use_vmap", False) or arguments.get("attention_mask") is not None:
         return None
-    segments, left = None, -1
+    segments, left, causal = None, -1, False
     functions = [arguments["mask_function"]]
     while functions:
         function = functions.pop()
+        if not inspect.isfunction(function):
+            return None
         inside = inspect.getclosurevars(function).nonlocals
         match function.__qualname__.split(".")[0] if function.__module__ == masking_utils.__name__ else None:
             case "and_masks":
@@ -115,10 +119,10 @@ def _packed_sequences(arguments: dict[str, Any]) -> Tensor | None:
             case "sliding_window_overlay":
                 left = inside["sliding_window"] - 1
             case "causal_mask_function":
-                pass
+                causal = True
             case _:
                 return None
-    if segments is None or segments.shape[-1] != arguments["kv_length"]:
+    if not causal or segments is None or segments.shape[-1] != arguments["kv_length"] or segments.numel() == 0:
         return None
     starts = torch.ones_like(segments, dtype=torch.bool)
     starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
@@ -128,7 +132,7 @@ def _packed_sequences(arguments: dict[str, Any]) -> Tensor | None:
 
 def _all_real(padding: Tensor) -> bool:
     """Whether every token is real, where looking costs nothing: not on a GPU, which would have to be waited for."""
-    return padding.device.type == "cpu" and not torch.compiler.is_compiling() and bool(padding.all())
+    return padding.device.type == "cpu" and not is_tracing(padding) and bool(padding.all())
 
 
 def _device(arguments: dict[str, Any]) -> torch.device | str:
