@@ -293,7 +293,8 @@ def _encode(
 ) -> Tensor:
     """Sentence embeddings in the order of the texts, in sentence-transformers' batches: of batch_size texts, sorted by length."""
     device = model._resolve_inference_device(device)
-    model.eval()
+    if any(module.training for module in model.modules()):
+        model.eval()
     transformer: Any
     transformer, *behind = model.children()
     tokenizer: WordPieceTokenizer = transformer.processor.fastbert_tokenizer
