@@ -377,9 +377,12 @@ def test_generation_with_a_cache():
     assert calls(model)["packed"] == 1 and calls(model)["use_cache"] >= 1
 
 
-@pytest.mark.parametrize("use_reentrant", [False, True], ids=["", "reentrant"])
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["saved-tensors", "reentrant"])
 def test_gradient_checkpointing(use_reentrant):
-    model = make(BertForMaskedLM, hidden_dropout_prob=0.2).train()
+    model = make(BertForMaskedLM, hidden_dropout_prob=0.2).double().train()
+    model.bert.embeddings.dropout.p = (
+        0.0  # checkpointing hooks the table, whose module is then called, with torch's own dropout
+    )
     given = inputs(model)
     fastbert.optimize(model)
 
@@ -398,8 +401,7 @@ def test_gradient_checkpointing(use_reentrant):
     actual, kept_with_checkpoints = step()
     assert calls(model) == {"packed": 2}
     assert kept_with_checkpoints < kept / 2
-    for a, b in zip(actual, expected, strict=True):
-        assert torch.equal(a, b)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])

@@ -152,9 +152,9 @@ class Layer:
         self.attention_dropout: Any = module.get_submodule(layout.attention_dropout)
         self.out_dropout: Any = layout.out_dropout and module.get_submodule(layout.out_dropout)
         self.down_dropout: Any = layout.down_dropout and module.get_submodule(layout.down_dropout)
-        self._modules = (
-            BlockModules(tuple(parts[:-3]), parts[-3], norms[0], *parts[-2:], norms[1]) if adapters else None
-        )
+        *qkv, out, up, down = parts
+        modules = BlockModules(tuple(qkv), out, norms[0], up, down, norms[1])
+        self._modules = modules if adapters else None
         self._linears = [part._parameters for part in parts]
         self._norms = [norm._parameters for norm in norms]
         self._transposed = [_Transposed() for _ in parts] if layout.transposed else None
