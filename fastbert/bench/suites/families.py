@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -223,11 +222,12 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
 
 def _with_our_attention(stock: Any) -> Any:
     """A copy with attn_implementation="fastbert", or why there is none."""
-    importlib.import_module("fastbert.integrations.transformers")  # registers the name
+    from fastbert.integrations.transformers import attention
+
     if not stock._can_set_attn_implementation():
         return f"{type(stock).__name__} is not on the AttentionInterface of this transformers"
     model = copy.deepcopy(stock)
-    model.set_attn_implementation("fastbert")
+    model.set_attn_implementation(attention.NAME)
     return model
 
 
