@@ -4,6 +4,7 @@ What is optimized are the base models inside. On top of that, every WordPiece to
 SentenceTransformer of a Transformer, a Pooling and what works on sentence embeddings gets a subclass, whose ``encode`` packs.
 """
 
+import copy
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -189,6 +190,7 @@ def _replacement(module: nn.Module) -> tuple[str, FastBertTokenizer]:
     kind = type(tokenizer.backend_tokenizer.model).__name__
     if kind != "WordPiece":
         raise Unsupported(f"it is a {kind} tokenizer; fastbert has WordPiece")
+    tokenizer = copy.deepcopy(tokenizer)  # calls leave their padding and truncation behind, which are then saved
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         try:
