@@ -6,7 +6,7 @@ parameters they hold. The modules below it are thin holders.
 Shapes: ``x [total, hidden]``, ``cu_seqlens`` int32 ``[batch + 1]``, ``max_seqlen`` a Python int.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,8 +16,20 @@ from torch.nn import functional as TF
 
 from fastbert import functional as F
 from fastbert.nn._modules import is_plain, product, weight_and_bias
+from fastbert.nn.attention import (
+    Attend,
+    Cross,
+    CrossAttention,
+    CrossWeights,
+    PackedAttention,
+    Rotation,
+    SelfAttention,
+    attend_to_memory,
+    attend_to_self,
+)
 from fastbert.nn.init import initialize
 from fastbert.nn.norm import LayerNorm
+from fastbert.nn.positions import RotaryPositions
 from fastbert.ops.block import whole_block
 
 PRECISIONS: dict[str, str] = {
@@ -129,33 +141,18 @@ def self_attention(
     causal: bool = False,
     dropout_p: float = 0.0,
     precision: str = "fp32",
+    rotation: Rotation | None = None,
+    attend: Attend | None = None,
 ) -> Tensor:
     """Multi-head attention of each sequence to itself, before the output projection: [total, hidden].
 
-    In bfloat16 where the precision is reduced.
+    In bfloat16 where the precision is reduced. ``rotation`` turns query and key; ``attend`` takes the place of packed attention,
+    and cu_seqlens, max_seqlen and causal are then its own affair.
     """
     weights, biases = _parts(qkv_weight, qkv_bias)
     products = [_linear(x, w, b, "none", precision, torch.bfloat16) for w, b in zip(weights, biases, strict=True)]
-    return _attend(products, cu_seqlens, max_seqlen, num_heads, causal, dropout_p)
-
-
-def _attend(
-    products: Sequence[Tensor],  # query, key and value: one [total, 3 * hidden], or three [total, hidden]
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    num_heads: int,
-    causal: bool,
-    dropout_p: float,
-) -> Tensor:
-    total, width = products[0].shape
-    head_dim = width * len(products) // (3 * num_heads)
-    if len(products) == 1:
-        q, k, v = products[0].view(total, 3, num_heads, head_dim).unbind(1)  # each [total, heads, head_dim]
-    else:
-        q, k, v = (each.view(total, num_heads, head_dim) for each in products)
-    context = F.varlen_attention(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, causal=causal)
-    assert isinstance(context, Tensor)  # and no pair, without return_lse
-    return context.flatten(1)
+    attend = attend or PackedAttention(cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, causal)
+    return attend_to_self(products, num_heads, attend, dropout_p, rotation)
 
 
 def transformer_block(
@@ -167,19 +164,33 @@ def transformer_block(
     *,
     dropout_p: float = 0.0,
     attention_dropout_p: float = 0.0,
+    activation_dropout_p: float = 0.0,
+    rotation: Rotation | None = None,
+    attend: Attend | None = None,
+    cross: Cross | None = None,
 ) -> Tensor:
     """One layer, [total, hidden] to [total, hidden].
 
     Post-norm (Vaswani et al. 2017; BERT): x = norm(x + attention(x)); x = norm(x + feed_forward(x)).
     Pre-norm (GPT-2): x = x + attention(norm(x)); x = x + feed_forward(norm(x)).
+    A decoder's block has a part more between the two, attention to a memory, with a norm of its own.
 
     The bias of each part's last product, its dropout, the residual and the following layer norm are one operation.
     Dropout applies whenever its probability is not 0: the caller knows whether it trains.
 
     What the products multiply is options.precision's affair, see PRECISIONS. Without gradients and dropout a CPU runs the whole
-    block in one call.
+    block in one call, if it is self-attention to packed tokens, without rotation, and feed-forward.
+
+    Args:
+        dropout_p: of the elements of each part's result.
+        attention_dropout_p: of the attention probabilities.
+        activation_dropout_p: of the activations between the feed-forward part's products (Vaswani's block has it, BERT's not).
+        rotation: where the tokens stand, for rotary position embedding.
+        attend: which tokens see which in self-attention, unless it is those of the same sequence.
+        cross: the attention to a memory.
     """
-    if dropout_p == 0.0 and attention_dropout_p == 0.0 and x.is_cpu:
+    simple = rotation is None and attend is None and cross is None
+    if simple and dropout_p == attention_dropout_p == activation_dropout_p == 0.0 and x.is_cpu:
         qkv_weights, qkv_biases = _parts(weights.qkv_weight, weights.qkv_bias)
         y = whole_block(
             x,
@@ -207,11 +218,10 @@ def transformer_block(
             return y
     w = weights
     precision = options.precision
-    y = (
-        F.layer_norm(x, x.shape[-1], w.attention_norm_weight, w.attention_norm_bias, options.eps)
-        if options.norm_first
-        else x
-    )
+    norms = [(w.attention_norm_weight, w.attention_norm_bias), (w.feed_forward_norm_weight, w.feed_forward_norm_bias)]
+    if cross is not None:
+        norms.insert(1, (cross.weights.norm_weight, cross.weights.norm_bias))
+    y = F.layer_norm(x, x.shape[-1], *norms.pop(0), options.eps) if options.norm_first else x
     context = self_attention(
         y,
         cu_seqlens,
@@ -222,94 +232,50 @@ def transformer_block(
         causal=options.causal,
         dropout_p=attention_dropout_p,
         precision=precision,
+        rotation=rotation,
+        attend=attend,
     )
     stream = x.dtype
     projected = _linear(context, w.out_weight, None, "none", precision, stream)
     x = x.to(projected.dtype)  # under autocast the first block's input is wider than its products
+    y, x = _add_and_norm(projected, w.out_bias, x, *norms.pop(0), options, dropout_p)
 
+    if cross is not None:
+        c = cross.weights
+        q = _linear(y, c.q_weight, c.q_bias, "none", precision, torch.bfloat16)
+        kv = _linear(cross.memory, c.kv_weight, c.kv_bias, "none", precision, torch.bfloat16)
+        context = attend_to_memory(q, kv, options.num_heads, cross.attend, attention_dropout_p)
+        projected = _linear(context, c.out_weight, None, "none", precision, stream)
+        y, x = _add_and_norm(projected, c.out_bias, x, *norms.pop(0), options, dropout_p)
+
+    up = _linear(y, w.up_weight, w.up_bias, options.activation, precision, torch.bfloat16)
+    if activation_dropout_p > 0.0:
+        up = TF.dropout(up, activation_dropout_p)
+    if options.norm_first and dropout_p == 0.0:
+        return F.linear_residual(up, w.down_weight, w.down_bias, x, precision=precision)
+    down = _linear(up, w.down_weight, None, "none", precision, stream)
     if options.norm_first:
-        y, x = F.add_layer_norm(
-            projected,
-            x,
-            w.feed_forward_norm_weight,
-            w.feed_forward_norm_bias,
-            options.eps,
-            x_bias=w.out_bias,
-            dropout_p=dropout_p,
-        )
-        up = _linear(y, w.up_weight, w.up_bias, options.activation, precision, torch.bfloat16)
-        if dropout_p == 0.0:
-            return F.linear_residual(up, w.down_weight, w.down_bias, x, precision=precision)
         # For its sum: the norm that follows belongs to the next block, and is not used here.
-        down = _linear(up, w.down_weight, None, "none", precision, stream)
-        _, x = F.add_layer_norm(down, x, x_bias=w.down_bias, dropout_p=dropout_p)
-        return x
+        return F.add_layer_norm(down, x, x_bias=w.down_bias, dropout_p=dropout_p)[1]
+    return _add_and_norm(down, w.down_bias, x, *norms.pop(0), options, dropout_p)[0]
 
-    x = F.add_layer_norm(
-        projected,
-        x,
-        w.attention_norm_weight,
-        w.attention_norm_bias,
-        options.eps,
-        x_bias=w.out_bias,
-        dropout_p=dropout_p,
-        return_sum=False,
+
+def _add_and_norm(
+    branch: Tensor,  # [total, hidden], a product without its bias
+    bias: Tensor | None,  # [hidden], the product's
+    x: Tensor,  # [total, hidden], the residual stream
+    norm_weight: Tensor | None,  # [hidden]
+    norm_bias: Tensor | None,  # [hidden]
+    options: BlockOptions,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor]:
+    """Adds the branch to the stream and normalises: what the next part reads, and the stream as it goes on."""
+    if options.norm_first:
+        return F.add_layer_norm(branch, x, norm_weight, norm_bias, options.eps, x_bias=bias, dropout_p=dropout_p)
+    y = F.add_layer_norm(
+        branch, x, norm_weight, norm_bias, options.eps, x_bias=bias, dropout_p=dropout_p, return_sum=False
     )
-    up = _linear(x, w.up_weight, w.up_bias, options.activation, precision, torch.bfloat16)
-    return F.add_layer_norm(
-        _linear(up, w.down_weight, None, "none", precision, stream),
-        x,
-        w.feed_forward_norm_weight,
-        w.feed_forward_norm_bias,
-        options.eps,
-        x_bias=w.down_bias,
-        dropout_p=dropout_p,
-        return_sum=False,
-    )
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with its output projection, each sequence of a packed batch on its own.
-
-    Args:
-        hidden_size: width of the tokens; a multiple of num_heads.
-        num_heads: attention heads.
-        bias: whether the projections have one.
-        causal: a token sees only itself and what stands before it.
-        dropout_p: of the attention probabilities, in training mode only.
-    """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        *,
-        bias: bool = True,
-        causal: bool = False,
-        dropout_p: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        if num_heads < 1 or hidden_size % num_heads:
-            raise ValueError(
-                f"hidden_size is {hidden_size} and num_heads {num_heads}; expected a multiple of the heads"
-            )
-        self.num_heads = num_heads
-        self.causal = causal
-        self.dropout_p = dropout_p
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias, device=device, dtype=dtype)
-        self.out = nn.Linear(hidden_size, hidden_size, bias, device=device, dtype=dtype)
-        initialize(self)
-
-    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """[total, hidden] to [total, hidden]."""
-        dropout_p = self.dropout_p if self.training else 0.0
-        context = _attend([product(self.qkv, x)], cu_seqlens, max_seqlen, self.num_heads, self.causal, dropout_p)
-        return product(self.out, context)
-
-    def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, causal={self.causal}, dropout_p={self.dropout_p}"
+    return y, y
 
 
 class FeedForward(nn.Module):
@@ -342,6 +308,8 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention and feed-forward, each with residual, dropout and layer norm, on packed tokens.
 
+    With cross_attention, attention to a memory stands between the two: a decoder's block.
+
     Args:
         hidden_size: width of the tokens; a multiple of num_heads.
         num_heads: attention heads.
@@ -349,10 +317,13 @@ class TransformerBlock(nn.Module):
         activation: gelu, gelu_tanh, gelu_quick, relu, silu, tanh or none.
         dropout_p: behind both parts, in training mode only.
         attention_dropout_p: of the attention probabilities, in training mode only.
-        eps: of both layer norms.
+        eps: of the layer norms.
         norm_first: layer norm before each part (GPT-2) rather than after it (BERT).
         causal: a token sees only itself and what stands before it.
-        bias: whether the four products have one.
+        cross_attention: whether there is a part that attends to a memory.
+        memory_size: width of the memory; hidden_size unless given.
+        rotary: turns query and key of self-attention by their positions; one module may serve all blocks.
+        bias: whether the products have one.
         precision: of inference, see PRECISIONS. It may be changed later; it is no part of the state.
     """
 
@@ -368,6 +339,9 @@ class TransformerBlock(nn.Module):
         eps: float = 1e-12,
         norm_first: bool = False,
         causal: bool = False,
+        cross_attention: bool = False,
+        memory_size: int | None = None,
+        rotary: RotaryPositions | None = None,
         bias: bool = True,
         precision: str = "fp32",
         device: torch.device | str | None = None,
@@ -380,11 +354,26 @@ class TransformerBlock(nn.Module):
             num_heads,
             bias=bias,
             causal=causal,
+            rotary=rotary,
             dropout_p=attention_dropout_p,
             device=device,
             dtype=dtype,
         )
         self.attention_norm = LayerNorm(hidden_size, eps, device=device, dtype=dtype)
+        if memory_size is not None and not cross_attention:
+            raise ValueError(f"memory_size is {memory_size}, but cross_attention is False; set it to True")
+        self.cross_attention = None
+        if cross_attention:
+            self.cross_attention = CrossAttention(
+                hidden_size,
+                num_heads,
+                memory_size,
+                bias=bias,
+                dropout_p=attention_dropout_p,
+                device=device,
+                dtype=dtype,
+            )
+            self.cross_attention_norm = LayerNorm(hidden_size, eps, device=device, dtype=dtype)
         self.feed_forward = FeedForward(
             hidden_size, intermediate_size, activation, bias=bias, device=device, dtype=dtype
         )
@@ -412,11 +401,44 @@ class TransformerBlock(nn.Module):
             *weight_and_bias(self.feed_forward_norm),
         )
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """[total, hidden] to [total, hidden]."""
+    def cross_weights(self) -> CrossWeights | None:
+        """Those of the attention to a memory, where there is one."""
+        if self.cross_attention is None:
+            return None
+        return CrossWeights(
+            *weight_and_bias(self.cross_attention.q),
+            *weight_and_bias(self.cross_attention.kv),
+            *weight_and_bias(self.cross_attention.out),
+            *weight_and_bias(self.cross_attention_norm),
+        )
+
+    def forward(
+        self,
+        x: Tensor,  # [total, hidden]
+        cu_seqlens: Tensor,  # int32 [batch + 1]
+        max_seqlen: int,
+        memory: Tensor | None = None,  # [total_k, memory_size]
+        memory_cu_seqlens: Tensor | None = None,  # int32 [batch + 1]
+        memory_max_seqlen: int = 0,
+        *,
+        position_ids: Tensor | None = None,  # int [total], for rotary; 0, 1, … in each sequence unless given
+    ) -> Tensor:
+        """[total, hidden] to [total, hidden]. A block with cross-attention needs a memory, one without takes none."""
+        cross_weights = self.cross_weights()
+        if len({cross_weights is None, memory is None, memory_cu_seqlens is None}) > 1:
+            raise ValueError(
+                f"memory is {'None' if memory is None else 'given'} and memory_cu_seqlens "
+                f"{'None' if memory_cu_seqlens is None else 'given'}, in a block with cross_attention={cross_weights is not None}; "
+                "both belong to a block with cross-attention, and to no other"
+            )
         changed = self._changed_parts()
         if changed:
-            return self._forward_by_modules(x, cu_seqlens, max_seqlen, changed)
+            memory_arguments = (memory, memory_cu_seqlens, memory_max_seqlen)
+            return self._forward_by_modules(x, cu_seqlens, max_seqlen, memory_arguments, position_ids, changed)
+        cross: Cross | None = None
+        if cross_weights is not None and memory is not None and memory_cu_seqlens is not None:
+            attend = PackedAttention(cu_seqlens, memory_cu_seqlens, max_seqlen, memory_max_seqlen)
+            cross = Cross(cross_weights, memory, attend)
         training = self.training
         return transformer_block(
             x,
@@ -426,11 +448,13 @@ class TransformerBlock(nn.Module):
             self.options,
             dropout_p=self.dropout_p if training else 0.0,
             attention_dropout_p=self.attention.dropout_p if training else 0.0,
+            rotation=self.attention.rotation(cu_seqlens, x.shape[0], position_ids),
+            cross=cross,
         )
 
     def _changed_parts(self) -> list[str]:
         """Modules of the block that are no longer what it made: another class, or with hooks."""
-        attention, feed_forward = self.attention, self.feed_forward
+        attention, cross, feed_forward = self.attention, self.cross_attention, self.feed_forward
         if (
             is_plain(attention, SelfAttention.forward)
             and is_plain(attention.qkv, nn.Linear.forward)
@@ -440,10 +464,13 @@ class TransformerBlock(nn.Module):
             and is_plain(feed_forward.up, nn.Linear.forward)
             and is_plain(feed_forward.down, nn.Linear.forward)
             and is_plain(self.feed_forward_norm, LayerNorm.forward)
+            and (cross is None or self._cross_attention_is_plain(cross))
         ):
             return []
         expected: tuple[Callable[..., Any], ...] = (
             SelfAttention.forward,
+            CrossAttention.forward,
+            RotaryPositions.forward,
             FeedForward.forward,
             LayerNorm.forward,
             nn.Linear.forward,
@@ -453,20 +480,40 @@ class TransformerBlock(nn.Module):
         ]
         return changed or ["a part"]
 
-    def _forward_by_modules(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, changed: list[str]) -> Tensor:
+    def _cross_attention_is_plain(self, cross: CrossAttention) -> bool:
+        return (
+            is_plain(cross, CrossAttention.forward)
+            and all(is_plain(linear, nn.Linear.forward) for linear in (cross.q, cross.kv, cross.out))
+            and is_plain(self.cross_attention_norm, LayerNorm.forward)
+        )
+
+    def _forward_by_modules(
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        memory: tuple[Any, ...],
+        position_ids: Tensor | None,
+        changed: list[str],
+    ) -> Tensor:
         """The same block, every module called: an adapter, a pruned or quantized layer, a hook has its say."""
         if self.precision != "fp32":
             raise ValueError(
                 f"precision is {self.precision!r}, which reads the weights past their modules, but {changed[0]} has another "
                 "forward or hooks; remove these (merge an adapter into its weight), or take precision 'fp32'"
             )
-        p, training = self.dropout_p, self.training
-        if self.options.norm_first:
-            x = x + TF.dropout(self.attention(self.attention_norm(x), cu_seqlens, max_seqlen), p, training)
-            return x + TF.dropout(self.feed_forward(self.feed_forward_norm(x)), p, training)
-        x = self.attention_norm(x + TF.dropout(self.attention(x, cu_seqlens, max_seqlen), p, training))
-        y: Tensor = self.feed_forward_norm(x + TF.dropout(self.feed_forward(x), p, training))
-        return y
+        attention, cross, feed_forward = self.attention, self.cross_attention, self.feed_forward
+        positions = () if position_ids is None else (position_ids,)  # another class may not know them
+        parts = [(self.attention_norm, lambda y: attention(y, cu_seqlens, max_seqlen, *positions))]
+        if cross is not None:
+            parts.append((self.cross_attention_norm, lambda y: cross(y, cu_seqlens, max_seqlen, *memory)))
+        parts.append((self.feed_forward_norm, feed_forward))
+        for norm, part in parts:
+            if self.options.norm_first:
+                x = x + TF.dropout(part(norm(x)), self.dropout_p, self.training)
+            else:
+                x = norm(x + TF.dropout(part(x), self.dropout_p, self.training))
+        return x
 
     def extra_repr(self) -> str:
         return f"norm_first={self.options.norm_first}, dropout_p={self.dropout_p}, precision={self.precision!r}"
