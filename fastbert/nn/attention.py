@@ -29,6 +29,7 @@ class PackedAttention:
         max_seqlen_q: at least the longest sequence of the queries.
         max_seqlen_k: at least the longest sequence of the keys.
         causal: query i sees the keys j ≤ i + seq_k − seq_q.
+        bias: [heads or 1, max_seqlen_q, max_seqlen_k], added to the logits and shared by the sequences.
     """
 
     cu_seqlens_q: Tensor
@@ -36,6 +37,7 @@ class PackedAttention:
     max_seqlen_q: int
     max_seqlen_k: int
     causal: bool = False
+    bias: Tensor | None = None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
         context = F.varlen_attention(
@@ -48,6 +50,7 @@ class PackedAttention:
             self.max_seqlen_k,
             dropout_p,
             causal=self.causal,
+            bias=self.bias,
         )
         assert isinstance(context, Tensor)  # and no pair, without return_lse
         return context

@@ -141,17 +141,18 @@ def self_attention(
     causal: bool = False,
     dropout_p: float = 0.0,
     precision: str = "fp32",
+    bias: Tensor | None = None,  # [num_heads or 1, max_seqlen, max_seqlen]
     rotation: Rotation | None = None,
     attend: Attend | None = None,
 ) -> Tensor:
     """Multi-head attention of each sequence to itself, before the output projection: [total, hidden].
 
-    In bfloat16 where the precision is reduced. ``rotation`` turns query and key; ``attend`` takes the place of packed attention,
-    and cu_seqlens, max_seqlen and causal are then its own affair.
+    In bfloat16 where the precision is reduced. ``bias`` is added to the logits, and shared by the sequences. ``rotation`` turns
+    query and key. ``attend`` takes the place of packed attention; cu_seqlens, max_seqlen, causal and bias are then not looked at.
     """
     weights, biases = _parts(qkv_weight, qkv_bias)
     products = [_linear(x, w, b, "none", precision, torch.bfloat16) for w, b in zip(weights, biases, strict=True)]
-    attend = attend or PackedAttention(cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, causal)
+    attend = attend or PackedAttention(cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, causal, bias)
     return attend_to_self(products, num_heads, attend, dropout_p, rotation)
 
 
@@ -164,7 +165,9 @@ def transformer_block(
     *,
     dropout_p: float = 0.0,
     attention_dropout_p: float = 0.0,
+    feed_forward_dropout_p: float | None = None,
     activation_dropout_p: float = 0.0,
+    attention_bias: Tensor | None = None,  # [num_heads or 1, max_seqlen, max_seqlen]
     rotation: Rotation | None = None,
     attend: Attend | None = None,
     cross: Cross | None = None,
@@ -184,13 +187,18 @@ def transformer_block(
     Args:
         dropout_p: of the elements of each part's result.
         attention_dropout_p: of the attention probabilities.
+        feed_forward_dropout_p: of the feed-forward part's result, where it is not dropout_p.
         activation_dropout_p: of the activations between the feed-forward part's products (Vaswani's block has it, BERT's not).
+        attention_bias: added to the logits of self-attention and shared by the sequences (MPNet's relative positions).
         rotation: where the tokens stand, for rotary position embedding.
         attend: which tokens see which in self-attention, unless it is those of the same sequence.
         cross: the attention to a memory.
     """
-    simple = rotation is None and attend is None and cross is None
-    if simple and dropout_p == attention_dropout_p == activation_dropout_p == 0.0 and x.is_cpu:
+    if feed_forward_dropout_p is None:
+        feed_forward_dropout_p = dropout_p
+    simple = attention_bias is None and rotation is None and attend is None and cross is None
+    dropouts = (dropout_p, attention_dropout_p, feed_forward_dropout_p, activation_dropout_p)
+    if simple and not any(dropouts) and x.is_cpu:
         qkv_weights, qkv_biases = _parts(weights.qkv_weight, weights.qkv_bias)
         y = whole_block(
             x,
@@ -232,6 +240,7 @@ def transformer_block(
         causal=options.causal,
         dropout_p=attention_dropout_p,
         precision=precision,
+        bias=attention_bias,
         rotation=rotation,
         attend=attend,
     )
@@ -251,13 +260,13 @@ def transformer_block(
     up = _linear(y, w.up_weight, w.up_bias, options.activation, precision, torch.bfloat16)
     if activation_dropout_p > 0.0:
         up = TF.dropout(up, activation_dropout_p)
-    if options.norm_first and dropout_p == 0.0:
+    if options.norm_first and feed_forward_dropout_p == 0.0:
         return F.linear_residual(up, w.down_weight, w.down_bias, x, precision=precision)
     down = _linear(up, w.down_weight, None, "none", precision, stream)
     if options.norm_first:
         # For its sum: the norm that follows belongs to the next block, and is not used here.
-        return F.add_layer_norm(down, x, x_bias=w.down_bias, dropout_p=dropout_p)[1]
-    return _add_and_norm(down, w.down_bias, x, *norms.pop(0), options, dropout_p)[0]
+        return F.add_layer_norm(down, x, x_bias=w.down_bias, dropout_p=feed_forward_dropout_p)[1]
+    return _add_and_norm(down, w.down_bias, x, *norms.pop(0), options, feed_forward_dropout_p)[0]
 
 
 def _add_and_norm(
