@@ -313,7 +313,8 @@ class TransformerEncoder(nn.TransformerEncoder):
             x = src
             for layer in self.layers:
                 x = layer(x, src_mask=mask, is_causal=is_causal, src_key_padding_mask=src_key_padding_mask)
-            return x if self.norm is None else self.norm(x)
+            x = x if self.norm is None else self.norm(x)
+            return _zeros_on_padding(x, src_key_padding_mask, first.self_attn.batch_first)
         rows, attend = _enter_encoder(first, src, ("mask", mask), src_key_padding_mask, is_causal)
         x = rows.values
         for layer, plan in zip(self.layers, plans, strict=True):
@@ -498,7 +499,8 @@ class TransformerDecoder(nn.TransformerDecoder):
             x = tgt
             for layer in self.layers:
                 x = layer(x, memory, *masks)
-            return x if self.norm is None else self.norm(x)
+            x = x if self.norm is None else self.norm(x)
+            return _zeros_on_padding(x, tgt_key_padding_mask, first.self_attn.batch_first)
         rows, memory_rows, attend, attend_memory = _enter_decoder(first, tgt, memory, *masks)
         x = rows.values
         for layer, plan in zip(self.layers, plans, strict=True):
