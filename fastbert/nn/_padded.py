@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastbert.nn.attention import Attend, PackedAttention, PaddedAttention
+from fastbert.nn.attention import PackedAttention, PaddedAttention
 from fastbert.ops.block import is_watched
 from fastbert.packing import PackedBatch, pack, unpack
 
@@ -21,7 +21,8 @@ class Masks(NamedTuple):
     causal: bool
 
     def padded_attention(self, batch: int) -> PaddedAttention:
-        return PaddedAttention(batch, self.attn_mask, None if self.padding is None else ~self.padding, self.causal)
+        real = None if self.padding is None else ~self.padding
+        return PaddedAttention(batch, self.attn_mask, real, self.causal)
 
     def merged(self) -> Tensor | None:
         """Both masks as one, of the same kinds."""
@@ -160,7 +161,7 @@ def nested_to_rows(x: Tensor) -> Rows:
     return Rows(batch.values, batch.cu_seqlens, batch.max_seqlen, True, restore)
 
 
-def attention_between(queries: Rows, keys: Rows, masks: Masks) -> Attend:
+def attention_between(queries: Rows, keys: Rows, masks: Masks) -> PackedAttention | PaddedAttention:
     """Which queries see which keys; both are packed, or neither is."""
     if not queries.packed:
         return masks.padded_attention(queries.batch)

@@ -15,8 +15,9 @@ from fastbert.nn._modules import product
 from fastbert.nn.init import initialize
 from fastbert.nn.positions import RotaryPositions, Rotation, positions_in_sequences
 
-Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""(q, k, v, dropout_p) to [total_q, heads, head_dim]: PackedAttention, PaddedAttention, or a function of one's own."""
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""query, key and value, each [total, heads, head_dim], to the attention's result, likewise: PackedAttention, PaddedAttention, or a
+function of one's own, over a cache for example."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class PackedAttention:
         max_seqlen_q: at least the longest sequence of the queries.
         max_seqlen_k: at least the longest sequence of the keys.
         causal: query i sees the keys j ≤ i + seq_k − seq_q.
+        dropout_p: of the attention probabilities.
         bias: [heads or 1, max_seqlen_q, max_seqlen_k], added to the logits and shared by the sequences.
     """
 
@@ -37,9 +39,10 @@ class PackedAttention:
     max_seqlen_q: int
     max_seqlen_k: int
     causal: bool = False
+    dropout_p: float = 0.0
     bias: Tensor | None = None
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         context = F.varlen_attention(
             q,
             k,
@@ -48,7 +51,7 @@ class PackedAttention:
             self.cu_seqlens_k,
             self.max_seqlen_q,
             self.max_seqlen_k,
-            dropout_p,
+            self.dropout_p,
             causal=self.causal,
             bias=self.bias,
         )
@@ -65,20 +68,21 @@ class PaddedAttention:
         attn_mask: broadcastable to [batch, heads, seq_q, seq_k]; bool (True = attend) or added to the logits.
         key_padding_mask: bool [batch, seq_k], True = real token.
         causal: query i sees the keys j ≤ i.
+        dropout_p: of the attention probabilities.
     """
 
     batch: int
     attn_mask: Tensor | None = None
     key_padding_mask: Tensor | None = None
     causal: bool = False
+    dropout_p: float = 0.0
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
-        # The lengths are spelt out: of an empty batch nobody can infer them.
-        q, k, v = (
-            x.view(self.batch, x.shape[0] // max(self.batch, 1), *x.shape[1:]).transpose(1, 2) for x in (q, k, v)
-        )
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.batch == 0:
+            return q
+        q, k, v = (x.view(self.batch, x.shape[0] // self.batch, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
         context = F.scaled_dot_product_attention(
-            q, k, v, self.attn_mask, dropout_p, self.causal, key_padding_mask=self.key_padding_mask
+            q, k, v, self.attn_mask, self.dropout_p, self.causal, key_padding_mask=self.key_padding_mask
         )
         return context.transpose(1, 2).flatten(0, 1)
 
@@ -108,7 +112,6 @@ def attend_to_self(
     products: Sequence[Tensor],  # query, key and value: one [total, 3 * hidden], or three [total, hidden]
     num_heads: int,
     attend: Attend,
-    dropout_p: float,
     rotation: Rotation | None = None,
 ) -> Tensor:
     """Multi-head attention among these, before the output projection: [total, hidden]."""
@@ -120,7 +123,7 @@ def attend_to_self(
         q, k, v = (each.view(total, num_heads, head_dim) for each in products)
     if rotation is not None:
         q, k = rotation(q), rotation(k)
-    return attend(q, k, v, dropout_p).flatten(1)
+    return attend(q, k, v).flatten(1)
 
 
 def attend_to_memory(
@@ -128,12 +131,11 @@ def attend_to_memory(
     kv: Tensor,  # [total_k, 2 * hidden], projected
     num_heads: int,
     attend: Attend,
-    dropout_p: float,
 ) -> Tensor:
     """Multi-head attention of the queries to the keys, before the output projection: [total_q, hidden]."""
     head_dim = q.shape[1] // num_heads
     k, v = kv.view(kv.shape[0], 2, num_heads, head_dim).unbind(1)
-    return attend(q.view(q.shape[0], num_heads, head_dim), k, v, dropout_p).flatten(1)
+    return attend(q.view(q.shape[0], num_heads, head_dim), k, v).flatten(1)
 
 
 class SelfAttention(nn.Module):
@@ -179,13 +181,16 @@ class SelfAttention(nn.Module):
         x: Tensor,  # [total, hidden]
         cu_seqlens: Tensor,  # int32 [batch + 1]
         max_seqlen: int,
+        attend: Attend | None = None,
+        *,
         position_ids: Tensor | None = None,  # int [total], for rotary; 0, 1, … in each sequence unless given
     ) -> Tensor:
-        """[total, hidden] to [total, hidden]."""
-        dropout_p = self.dropout_p if self.training else 0.0
-        attend = PackedAttention(cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, self.causal)
+        """[total, hidden] to [total, hidden]. ``attend``: see ``transformer_block``."""
+        if attend is None:
+            dropout_p = self.dropout_p if self.training else 0.0
+            attend = PackedAttention(cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, self.causal, dropout_p)
         rotation = self.rotation(cu_seqlens, x.shape[0], position_ids)
-        return product(self.out, attend_to_self([product(self.qkv, x)], self.num_heads, attend, dropout_p, rotation))
+        return product(self.out, attend_to_self([product(self.qkv, x)], self.num_heads, attend, rotation))
 
     def rotation(self, cu_seqlens: Tensor, total: int, position_ids: Tensor | None) -> Rotation | None:
         """What turns query and key, if anything does."""
@@ -246,8 +251,8 @@ class CrossAttention(nn.Module):
     ) -> Tensor:
         """[total_q, hidden]."""
         dropout_p = self.dropout_p if self.training else 0.0
-        attend = PackedAttention(cu_seqlens, memory_cu_seqlens, max_seqlen, memory_max_seqlen)
-        context = attend_to_memory(product(self.q, x), product(self.kv, memory), self.num_heads, attend, dropout_p)
+        attend = PackedAttention(cu_seqlens, memory_cu_seqlens, max_seqlen, memory_max_seqlen, dropout_p=dropout_p)
+        context = attend_to_memory(product(self.q, x), product(self.kv, memory), self.num_heads, attend)
         return product(self.out, context)
 
     def extra_repr(self) -> str:

@@ -148,12 +148,12 @@ def self_attention(
     """Multi-head attention of each sequence to itself, before the output projection: [total, hidden].
 
     In bfloat16 where the precision is reduced. ``bias`` is added to the logits, and shared by the sequences. ``rotation`` turns
-    query and key. ``attend`` takes the place of packed attention; cu_seqlens, max_seqlen, causal and bias are then not looked at.
+    query and key. ``attend`` takes the place of packed attention; what it would be told is then not looked at.
     """
     weights, biases = _parts(qkv_weight, qkv_bias)
     products = [_linear(x, w, b, "none", precision, torch.bfloat16) for w, b in zip(weights, biases, strict=True)]
-    attend = attend or PackedAttention(cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, causal, bias)
-    return attend_to_self(products, num_heads, attend, dropout_p, rotation)
+    attend = attend or PackedAttention(cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, causal, dropout_p, bias)
+    return attend_to_self(products, num_heads, attend, rotation)
 
 
 def transformer_block(
@@ -191,7 +191,7 @@ def transformer_block(
         activation_dropout_p: of the activations between the feed-forward part's products (Vaswani's block has it, BERT's not).
         attention_bias: added to the logits of self-attention and shared by the sequences (MPNet's relative positions).
         rotation: where the tokens stand, for rotary position embedding.
-        attend: which tokens see which in self-attention, unless it is those of the same sequence.
+        attend: replaces self-attention among the block's own tokens, its dropout and bias too: padded, or over a key/value cache.
         cross: the attention to a memory.
     """
     if feed_forward_dropout_p is None:
@@ -253,7 +253,7 @@ def transformer_block(
         c = cross.weights
         q = _linear(y, c.q_weight, c.q_bias, "none", precision, torch.bfloat16)
         kv = _linear(cross.memory, c.kv_weight, c.kv_bias, "none", precision, torch.bfloat16)
-        context = attend_to_memory(q, kv, options.num_heads, cross.attend, attention_dropout_p)
+        context = attend_to_memory(q, kv, options.num_heads, cross.attend)
         projected = _linear(context, c.out_weight, None, "none", precision, stream)
         y, x = _add_and_norm(projected, c.out_bias, x, *norms.pop(0), options, dropout_p)
 
@@ -426,13 +426,17 @@ class TransformerBlock(nn.Module):
         x: Tensor,  # [total, hidden]
         cu_seqlens: Tensor,  # int32 [batch + 1]
         max_seqlen: int,
+        attend: Attend | None = None,
+        *,
         memory: Tensor | None = None,  # [total_k, memory_size]
         memory_cu_seqlens: Tensor | None = None,  # int32 [batch + 1]
         memory_max_seqlen: int = 0,
-        *,
         position_ids: Tensor | None = None,  # int [total], for rotary; 0, 1, … in each sequence unless given
     ) -> Tensor:
-        """[total, hidden] to [total, hidden]. A block with cross-attention needs a memory, one without takes none."""
+        """[total, hidden] to [total, hidden]. A block with cross-attention needs a memory, one without takes none.
+
+        ``attend``: see ``transformer_block``.
+        """
         cross_weights = self.cross_weights()
         if len({cross_weights is None, memory is None, memory_cu_seqlens is None}) > 1:
             raise ValueError(
@@ -443,12 +447,15 @@ class TransformerBlock(nn.Module):
         changed = self._changed_parts()
         if changed:
             memory_arguments = (memory, memory_cu_seqlens, memory_max_seqlen)
-            return self._forward_by_modules(x, cu_seqlens, max_seqlen, memory_arguments, position_ids, changed)
+            return self._forward_by_modules(x, cu_seqlens, max_seqlen, attend, memory_arguments, position_ids, changed)
+        training = self.training
+        attention_dropout_p = self.attention.dropout_p if training else 0.0
         cross: Cross | None = None
         if cross_weights is not None and memory is not None and memory_cu_seqlens is not None:
-            attend = PackedAttention(cu_seqlens, memory_cu_seqlens, max_seqlen, memory_max_seqlen)
-            cross = Cross(cross_weights, memory, attend)
-        training = self.training
+            attend_memory = PackedAttention(
+                cu_seqlens, memory_cu_seqlens, max_seqlen, memory_max_seqlen, dropout_p=attention_dropout_p
+            )
+            cross = Cross(cross_weights, memory, attend_memory)
         return transformer_block(
             x,
             cu_seqlens,
@@ -456,7 +463,8 @@ class TransformerBlock(nn.Module):
             self.weights(),
             self.options,
             dropout_p=self.dropout_p if training else 0.0,
-            attention_dropout_p=self.attention.dropout_p if training else 0.0,
+            attention_dropout_p=attention_dropout_p,
+            attend=attend,
             rotation=self.attention.rotation(cu_seqlens, x.shape[0], position_ids),
             cross=cross,
         )
@@ -501,6 +509,7 @@ class TransformerBlock(nn.Module):
         x: Tensor,
         cu_seqlens: Tensor,
         max_seqlen: int,
+        attend: Attend | None,
         memory: tuple[Any, ...],
         position_ids: Tensor | None,
         changed: list[str],
@@ -512,8 +521,9 @@ class TransformerBlock(nn.Module):
                 "forward or hooks; remove these (merge an adapter into its weight), or take precision 'fp32'"
             )
         attention, cross, feed_forward = self.attention, self.cross_attention, self.feed_forward
-        positions = () if position_ids is None else (position_ids,)  # another class may not know them
-        parts = [(self.attention_norm, lambda y: attention(y, cu_seqlens, max_seqlen, *positions))]
+        rare = {"attend": attend, "position_ids": position_ids}  # another class may not know them
+        given = {name: value for name, value in rare.items() if value is not None}
+        parts = [(self.attention_norm, lambda y: attention(y, cu_seqlens, max_seqlen, **given))]
         if cross is not None:
             parts.append((self.cross_attention_norm, lambda y: cross(y, cu_seqlens, max_seqlen, *memory)))
         parts.append((self.feed_forward_norm, feed_forward))

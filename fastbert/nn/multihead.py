@@ -75,9 +75,9 @@ class MultiheadAttention(nn.MultiheadAttention):
             weights = weights.mean(1) if average_attn_weights else weights
             weights = weights if batched else weights.squeeze(0)
         else:
-            attend = masks.padded_attention(shape[0])
+            real = None if masks.padding is None else ~masks.padding
             context = F.scaled_dot_product_attention(
-                q, k, v, attend.attn_mask, dropout_p, attend.causal, key_padding_mask=attend.key_padding_mask
+                q, k, v, masks.attn_mask, dropout_p, masks.causal, key_padding_mask=real
             )
         if not batched:
             context = context.squeeze(0).transpose(0, 1)  # [seq_q, heads, head_dim]

@@ -9,6 +9,7 @@ A layer with hooks, adapters, quantized or exchanged parts, another activation f
 part, by calling them.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from fastbert.nn._padded import (
     to_rows,
 )
 from fastbert.nn.activation import GELU
-from fastbert.nn.attention import Attend, Cross, CrossWeights
+from fastbert.nn.attention import Cross, CrossWeights, PackedAttention, PaddedAttention
 from fastbert.nn.block import BlockOptions, BlockWeights, transformer_block
 from fastbert.nn.multihead import MultiheadAttention
 from fastbert.nn.norm import LayerNorm, RMSNorm
@@ -125,6 +126,11 @@ def _plan(
         return None
     options = BlockOptions(heads.pop(), activation, eps.pop(), layer.norm_first, causal)
     return _Plan(options, dropout_p, attention_dropout.pop(), inner)
+
+
+def _dropping(attend: Any, dropout_p: float) -> Any:
+    """Attention of the stack, with the dropout of one of its layers."""
+    return attend if attend is None or dropout_p == 0.0 else dataclasses.replace(attend, dropout_p=dropout_p)
 
 
 def _block_weights(layer: Any, feed_forward_norm: Any) -> BlockWeights:
@@ -225,7 +231,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         dropouts = (self.dropout1, self.dropout2)
         return _plan(self, methods, (self.self_attn,), (self.norm1, self.norm2), dropouts, causal)
 
-    def _run(self, x: Tensor, rows: Rows, attend: Attend | None, plan: _Plan) -> Tensor:
+    def _run(self, x: Tensor, rows: Rows, attend: PaddedAttention | None, plan: _Plan) -> Tensor:
         weights = _block_weights(self, self.norm2)
         options, dropout_p, attention_dropout_p, activation_dropout_p = plan
         return transformer_block(
@@ -237,7 +243,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             dropout_p=dropout_p,
             attention_dropout_p=attention_dropout_p,
             activation_dropout_p=activation_dropout_p,
-            attend=attend,
+            attend=_dropping(attend, attention_dropout_p),
         )
 
     def _forward_by_parts(
@@ -258,7 +264,7 @@ def _enter_encoder(
     mask: tuple[str, Tensor | None],
     key_padding_mask: Tensor | None,
     causal: bool,
-) -> tuple[Rows, Attend | None]:
+) -> tuple[Rows, PaddedAttention | None]:
     """The tokens as rows, and how they attend; None: each sequence to itself, causally or not."""
     name, attn_mask = mask
     attention = layer.self_attn
@@ -381,7 +387,13 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
         return _plan(self, methods, attentions, norms, (self.dropout1, self.dropout2, self.dropout3), causal)
 
     def _run(
-        self, x: Tensor, rows: Rows, attend: Attend | None, memory: Tensor, attend_memory: Attend, plan: _Plan
+        self,
+        x: Tensor,
+        rows: Rows,
+        attend: PaddedAttention | None,
+        memory: Tensor,
+        attend_memory: PackedAttention | PaddedAttention,
+        plan: _Plan,
     ) -> Tensor:
         options, dropout_p, attention_dropout_p, activation_dropout_p = plan
         return transformer_block(
@@ -393,8 +405,10 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
             dropout_p=dropout_p,
             attention_dropout_p=attention_dropout_p,
             activation_dropout_p=activation_dropout_p,
-            attend=attend,
-            cross=Cross(_cross_weights(self.multihead_attn, self.norm2), memory, attend_memory),
+            attend=_dropping(attend, attention_dropout_p),
+            cross=Cross(
+                _cross_weights(self.multihead_attn, self.norm2), memory, _dropping(attend_memory, attention_dropout_p)
+            ),
         )
 
     def _forward_by_parts(
@@ -431,7 +445,7 @@ def _enter_decoder(
     memory_key_padding_mask: Tensor | None,
     tgt_is_causal: bool,
     memory_is_causal: bool,
-) -> tuple[Rows, Tensor, Attend | None, Attend]:
+) -> tuple[Rows, Tensor, PaddedAttention | None, PackedAttention | PaddedAttention]:
     """The target's rows, the memory's rows, how the former attend to themselves (as _enter_encoder), and to the latter."""
     if tgt.is_nested or memory.is_nested:
         raise ValueError(
