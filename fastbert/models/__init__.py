@@ -1,8 +1,36 @@
 """Models made of the library's blocks, and the Hugging Face folders they come from."""
 
 from fastbert.models.bert import BertModel, BertOutput
+from fastbert.models.bert_heads import (
+    BertForMaskedLM,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    HeadOutput,
+    PreTrainingOutput,
+    QuestionAnsweringOutput,
+)
 from fastbert.models.config import BertConfig
 from fastbert.models.pooling import cls_pool, mean_pool, normalize
 from fastbert.models.sentence_encoder import SentenceEncoder
 
-__all__ = ["BertConfig", "BertModel", "BertOutput", "SentenceEncoder", "cls_pool", "mean_pool", "normalize"]
+__all__ = [
+    "BertConfig",
+    "BertForMaskedLM",
+    "BertForNextSentencePrediction",
+    "BertForPreTraining",
+    "BertForQuestionAnswering",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+    "BertModel",
+    "BertOutput",
+    "HeadOutput",
+    "PreTrainingOutput",
+    "QuestionAnsweringOutput",
+    "SentenceEncoder",
+    "cls_pool",
+    "mean_pool",
+    "normalize",
+]
