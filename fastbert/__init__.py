@@ -8,6 +8,7 @@ from fastbert._version import __version__
 from fastbert.ops._registry import BackendStatus, MissingBackendWarning, backends, debug, use_reference
 
 if TYPE_CHECKING:
+    from fastbert.integrations.optimize import optimize, optimized, report, restore
     from fastbert.models import BertConfig, BertModel, SentenceEncoder
     from fastbert.ops.packed_weights import drop_packed_weights, packed_weights_info
     from fastbert.packing import PackedBatch, pack, unpack
@@ -26,8 +27,12 @@ __all__ = [
     "debug",
     "drop_packed_weights",
     "functional",
+    "optimize",
+    "optimized",
     "pack",
     "packed_weights_info",
+    "report",
+    "restore",
     "unpack",
     "use_reference",
 ]
@@ -40,6 +45,10 @@ _LAZY = {
     "PackedBatch": "fastbert.packing",
     "pack": "fastbert.packing",
     "unpack": "fastbert.packing",
+    "optimize": "fastbert.integrations.optimize",
+    "optimized": "fastbert.integrations.optimize",
+    "report": "fastbert.integrations.optimize",
+    "restore": "fastbert.integrations.optimize",
     "drop_packed_weights": "fastbert.ops.packed_weights",
     "packed_weights_info": "fastbert.ops.packed_weights",
 }

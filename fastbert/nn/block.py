@@ -129,14 +129,15 @@ def self_attention(
     causal: bool = False,
     dropout_p: float = 0.0,
     precision: str = "fp32",
+    bias: Tensor | None = None,  # [num_heads or 1, max_seqlen, max_seqlen]
 ) -> Tensor:
     """Multi-head attention of each sequence to itself, before the output projection: [total, hidden].
 
-    In bfloat16 where the precision is reduced.
+    In bfloat16 where the precision is reduced. ``bias`` is added to the logits, and shared by the sequences.
     """
     weights, biases = _parts(qkv_weight, qkv_bias)
     products = [_linear(x, w, b, "none", precision, torch.bfloat16) for w, b in zip(weights, biases, strict=True)]
-    return _attend(products, cu_seqlens, max_seqlen, num_heads, causal, dropout_p)
+    return _attend(products, cu_seqlens, max_seqlen, num_heads, causal, dropout_p, bias)
 
 
 def _attend(
@@ -146,6 +147,7 @@ def _attend(
     num_heads: int,
     causal: bool,
     dropout_p: float,
+    bias: Tensor | None = None,
 ) -> Tensor:
     total, width = products[0].shape
     head_dim = width * len(products) // (3 * num_heads)
@@ -153,7 +155,9 @@ def _attend(
         q, k, v = products[0].view(total, 3, num_heads, head_dim).unbind(1)  # each [total, heads, head_dim]
     else:
         q, k, v = (each.view(total, num_heads, head_dim) for each in products)
-    context = F.varlen_attention(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, causal=causal)
+    context = F.varlen_attention(
+        q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, causal=causal, bias=bias
+    )
     assert isinstance(context, Tensor)  # and no pair, without return_lse
     return context.flatten(1)
 
@@ -167,6 +171,8 @@ def transformer_block(
     *,
     dropout_p: float = 0.0,
     attention_dropout_p: float = 0.0,
+    feed_forward_dropout_p: float | None = None,
+    attention_bias: Tensor | None = None,  # [num_heads or 1, max_seqlen, max_seqlen]
 ) -> Tensor:
     """One layer, [total, hidden] to [total, hidden].
 
@@ -174,12 +180,17 @@ def transformer_block(
     Pre-norm (GPT-2): x = x + attention(norm(x)); x = x + feed_forward(norm(x)).
 
     The bias of each part's last product, its dropout, the residual and the following layer norm are one operation.
-    Dropout applies whenever its probability is not 0: the caller knows whether it trains.
+    Dropout applies whenever its probability is not 0: the caller knows whether it trains. dropout_p is that of both parts, or,
+    with feed_forward_dropout_p, of the attention alone.
+
+    attention_bias is added to the attention's logits and shared by the sequences (MPNet's relative positions).
 
     What the products multiply is options.precision's affair, see PRECISIONS. Without gradients and dropout a CPU runs the whole
     block in one call.
     """
-    if dropout_p == 0.0 and attention_dropout_p == 0.0 and x.is_cpu:
+    if feed_forward_dropout_p is None:
+        feed_forward_dropout_p = dropout_p
+    if dropout_p == attention_dropout_p == feed_forward_dropout_p == 0.0 and attention_bias is None and x.is_cpu:
         qkv_weights, qkv_biases = _parts(weights.qkv_weight, weights.qkv_bias)
         y = whole_block(
             x,
@@ -222,6 +233,7 @@ def transformer_block(
         causal=options.causal,
         dropout_p=attention_dropout_p,
         precision=precision,
+        bias=attention_bias,
     )
     stream = x.dtype
     projected = _linear(context, w.out_weight, None, "none", precision, stream)
@@ -238,11 +250,11 @@ def transformer_block(
             dropout_p=dropout_p,
         )
         up = _linear(y, w.up_weight, w.up_bias, options.activation, precision, torch.bfloat16)
-        if dropout_p == 0.0:
+        if feed_forward_dropout_p == 0.0:
             return F.linear_residual(up, w.down_weight, w.down_bias, x, precision=precision)
         # For its sum: the norm that follows belongs to the next block, and is not used here.
         down = _linear(up, w.down_weight, None, "none", precision, stream)
-        _, x = F.add_layer_norm(down, x, x_bias=w.down_bias, dropout_p=dropout_p)
+        _, x = F.add_layer_norm(down, x, x_bias=w.down_bias, dropout_p=feed_forward_dropout_p)
         return x
 
     x = F.add_layer_norm(
@@ -263,7 +275,7 @@ def transformer_block(
         w.feed_forward_norm_bias,
         options.eps,
         x_bias=w.down_bias,
-        dropout_p=dropout_p,
+        dropout_p=feed_forward_dropout_p,
         return_sum=False,
     )
 

@@ -1,0 +1,256 @@
+"""What of a base model a packed forward reads past its modules: found once, and looked at again before every call."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from fastbert.integrations.families import Family, LayerLayout
+from fastbert.nn import BlockOptions, BlockWeights
+
+_ACTIVATIONS = {  # transformers' and torch's classes → fastbert.functional's names
+    "GELUActivation": "gelu",
+    "NewGELUActivation": "gelu_tanh",
+    "FastGELUActivation": "gelu_tanh",
+    "GELUTanh": "gelu_tanh",
+    "PytorchGELUTanh": "gelu_tanh",
+    "QuickGELUActivation": "gelu_quick",
+    "ReLU": "relu",
+    "SiLU": "silu",
+    "SiLUActivation": "silu",
+    "Tanh": "tanh",
+    "LinearActivation": "none",
+}
+_LEAVES = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.ModuleList)
+_LIBRARIES = ("transformers.activations", "transformers.pytorch_utils", "torch.nn.modules.activation")
+
+Parameters = dict[str, Parameter | None]
+
+
+class Unsupported(Exception):
+    """Why a model, or a call of it, cannot be served."""
+
+
+class Watch:
+    """Modules that have to stay what they are: in their place, of their class, without hooks or a forward of their own."""
+
+    def __init__(self, family: Family) -> None:
+        self._known = (family.modeling, *_LIBRARIES)
+        self._watched: list[tuple[dict[str, Any], str, nn.Module, type, str]] = []
+        self._counts: list[tuple[dict[str, Any], int, str]] = []
+
+    def add(self, model: nn.Module, path: str) -> nn.Module:
+        """The submodule, which is from now on watched. Raises Unsupported if it is of a class that transformers does not put there."""
+        parent, _, name = path.rpartition(".")
+        holder = model.get_submodule(parent)._modules
+        module = model.get_submodule(path)
+        kind = type(module)
+        forward: Any = kind.forward
+        if kind not in _LEAVES and kind.__module__ not in self._known:
+            raise Unsupported(f"{path} is a {kind.__module__}.{kind.__qualname__}")
+        if kind is not nn.ModuleList and getattr(forward, "__module__", None) != kind.__module__:
+            raise Unsupported(f"the forward of {kind.__qualname__} was replaced")
+        self._watched.append((holder, name, module, kind, path))
+        if kind is nn.ModuleList:
+            self._counts.append((module._modules, len(module._modules), path))
+        return module
+
+    def changed(self) -> str | None:
+        """What was replaced or hooked since, or None."""
+        for holder, name, module, kind, path in self._watched:
+            if holder.get(name) is not module or type(module) is not kind:
+                return f"{path} is a {type(holder.get(name)).__name__}"
+            if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+                if not _only_records(module):
+                    return f"{path} has hooks"
+            if "forward" in module.__dict__ and not _is_own_forward(module):
+                return f"{path} has a forward of its own"
+        for holder, count, path in self._counts:
+            if len(holder) != count:
+                return f"{path} has {len(holder)} modules"
+        return None
+
+
+def _only_records(module: nn.Module) -> bool:
+    """Whether the hooks are those by which transformers records hidden states; they do nothing unless it asks for them."""
+    return not (module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks) and all(
+        getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
+        for hook in module._forward_hooks.values()
+    )
+
+
+def _is_own_forward(module: nn.Module) -> bool:
+    """Whether the attribute is what the class has anyway; transformers 5.0 leaves it behind where it recorded."""
+    forward: Any = module.__dict__["forward"]
+    return getattr(forward, "__self__", None) is module and forward.__func__ is type(module).forward
+
+
+class Embeddings(NamedTuple):
+    """Parameters of the embeddings, as their modules hold them."""
+
+    word: Parameters
+    position: Parameters
+    token_type: Parameters | None
+    norm: Parameters
+    eps: float
+    padding_idx: int | None
+    position_padding_idx: int | None
+    dropout: Any
+
+
+class Layer:
+    """Parameters of a layer, as its modules hold them, and what else its block needs.
+
+    Attributes:
+        module: the layer.
+        options: of the block.
+        attention_dropout, out_dropout, down_dropout: its dropout modules; the last two may be None.
+    """
+
+    def __init__(self, module: nn.Module, layout: LayerLayout, num_heads: int, precision: str) -> None:
+        self.module: Any = module
+        parts = [module.get_submodule(path) for path in (*layout.qkv, layout.out, layout.up, layout.down)]
+        expected = "Conv1D" if layout.transposed else "Linear"
+        for part in parts:
+            if type(part).__name__ != expected:
+                raise Unsupported(f"a {type(part).__name__} stands where a {expected} is expected")
+        norms: list[Any] = [module.get_submodule(path) for path in (layout.attention_norm, layout.feed_forward_norm)]
+        if norms[0].eps != norms[1].eps:
+            raise Unsupported(f"its layer norms have eps {norms[0].eps} and {norms[1].eps}")
+        activation = type(module.get_submodule(layout.activation)).__name__
+        if activation not in _ACTIVATIONS:
+            raise Unsupported(f"its activation is {activation}")
+        self.options = BlockOptions(
+            num_heads, _ACTIVATIONS[activation], norms[0].eps, layout.norm_first, layout.causal, precision
+        )
+        self.attention_dropout: Any = module.get_submodule(layout.attention_dropout)
+        self.out_dropout: Any = layout.out_dropout and module.get_submodule(layout.out_dropout)
+        self.down_dropout: Any = layout.down_dropout and module.get_submodule(layout.down_dropout)
+        self._linears = [part._parameters for part in parts]
+        self._norms = [norm._parameters for norm in norms]
+        self._transposed = [_Transposed() for _ in parts] if layout.transposed else None
+
+    def dropouts(self) -> tuple[float, float, float]:
+        """Probabilities, 0 outside training: of the attention's probabilities, of its output, of the feed-forward part's."""
+        attention, out, down = (
+            0.0 if dropout is None or not dropout.training else dropout.p
+            for dropout in (self.attention_dropout, self.out_dropout, self.down_dropout)
+        )
+        return attention, out, down
+
+    def weights(self, dtype: torch.dtype) -> BlockWeights:
+        """The parameters as they are now. Raises Unsupported unless they are plain tensors, the matrices of this dtype."""
+        matrices: list[Any] = []
+        for each in self._linears:
+            weight: Any = each["weight"]
+            if type(weight) is not Parameter and type(weight) is not Tensor:
+                raise Unsupported(f"a weight is a {type(weight).__name__}")
+            if weight.dtype is not dtype:
+                raise Unsupported(f"a weight is {weight.dtype} and the hidden states are {dtype}")
+            matrices.append(weight)
+        if self._transposed is not None:
+            matrices = [view.of(weight) for view, weight in zip(self._transposed, matrices, strict=True)]
+        biases = [each["bias"] for each in self._linears]
+        *qkv, out, up, down = matrices
+        *qkv_bias, out_bias, up_bias, down_bias = biases
+        first, second = self._norms
+        return BlockWeights(
+            qkv[0] if len(qkv) == 1 else (qkv[0], qkv[1], qkv[2]),
+            qkv_bias[0] if len(qkv) == 1 else (qkv_bias[0], qkv_bias[1], qkv_bias[2]),
+            out,
+            out_bias,
+            first["weight"],
+            first["bias"],
+            up,
+            up_bias,
+            down,
+            down_bias,
+            second["weight"],
+            second["bias"],
+        )
+
+
+class _Transposed:
+    """A weight that its module holds transposed, as [out, in]; without gradients the same object at every call.
+
+    The cache of packed weights knows a weight by identity. The view shares the weight's memory and its version.
+    """
+
+    __slots__ = ("_of", "_view")
+
+    def __init__(self) -> None:
+        self._of: Tensor | None = None
+        self._view: Tensor | None = None
+
+    def of(self, weight: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and weight.requires_grad:
+            return weight.t()
+        view = self._view
+        if view is None or self._of is not weight or view.data_ptr() != weight.data_ptr():
+            self._of = weight
+            self._view = view = Parameter(weight.detach().t(), requires_grad=False)
+        return view
+
+
+class Plan:
+    """How to run a base model packed. Raises Unsupported where that cannot be.
+
+    Attributes:
+        layers: in the order in which they run; shared ones repeat.
+    """
+
+    def __init__(self, model: Any, family: Family, precision: str) -> None:
+        reason = family.unsupported(model)
+        if reason is not None:
+            raise Unsupported(reason)
+        self._model = model._modules  # a copy of torch.nn.DataParallel has another
+        self._stack = Watch(family)
+        for path in family.stack:
+            prefix = f"{path}." if path else ""
+            for name, _ in model.get_submodule(path).named_modules():
+                self._stack.add(model, path if not name else prefix + name)
+        heads = model.config.num_attention_heads
+        modules = family.layers(model)
+        made = {module: Layer(module, family.layer, heads, precision) for module in dict.fromkeys(modules)}
+        self.layers = [made[module] for module in modules]
+        self._embeddings = Watch(family)
+        self._tables = self._read_embeddings(model, family)
+
+    def _read_embeddings(self, model: nn.Module, family: Family) -> Embeddings | None:
+        path = family.embeddings
+        if path is None:
+            return None
+        root: Any = model.get_submodule(path)
+        try:
+            for name, _ in root.named_modules():
+                self._embeddings.add(model, f"{path}.{name}" if name else path)
+        except Unsupported:
+            return None
+        word, position, norm = root.word_embeddings, root.position_embeddings, root.LayerNorm
+        token_type = getattr(root, "token_type_embeddings", None)
+        if any(table is not None and table.max_norm is not None for table in (word, position, token_type)):
+            return None
+        return Embeddings(
+            word._parameters,
+            position._parameters,
+            None if token_type is None else token_type._parameters,
+            norm._parameters,
+            norm.eps,
+            word.padding_idx,
+            position.padding_idx,
+            root.dropout,
+        )
+
+    def stack_changed(self, model: nn.Module) -> str | None:
+        """What was replaced or hooked in the layers since, or None."""
+        return "the model is a replica" if model._modules is not self._model else self._stack.changed()
+
+    def tables(self) -> Embeddings | None:
+        """The embeddings' parameters; None where their modules have to be called, for another reason than at first too."""
+        tables = self._tables
+        if tables is None or self._embeddings.changed() is not None:
+            return None
+        if any(type(each["weight"]) not in (Parameter, Tensor) for each in tables[:4] if each is not None):
+            return None
+        return tables
