@@ -13,6 +13,10 @@ from fastbert.models.bert_heads import (
     QuestionAnsweringOutput,
 )
 from fastbert.models.config import BertConfig
+from fastbert.models.generation import GeneratedTokens
+from fastbert.models.gpt import GPTForCausalLM, GPTModel, GPTOutput
+from fastbert.models.gpt_config import GPTConfig
+from fastbert.models.kv_cache import KeyValueCache
 from fastbert.models.pooling import cls_pool, mean_pool, normalize
 from fastbert.models.sentence_encoder import SentenceEncoder
 
@@ -26,7 +30,13 @@ __all__ = [
     "BertForTokenClassification",
     "BertModel",
     "BertOutput",
+    "GPTConfig",
+    "GPTForCausalLM",
+    "GPTModel",
+    "GPTOutput",
+    "GeneratedTokens",
     "HeadOutput",
+    "KeyValueCache",
     "PreTrainingOutput",
     "QuestionAnsweringOutput",
     "SentenceEncoder",

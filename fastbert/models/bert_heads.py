@@ -171,13 +171,13 @@ def _masked_lm(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Loss and logits, the latter as the batch came."""
     word_weight = bert.embeddings.word.weight
-    targets = None if labels is None else _token_labels(batch, labels, "labels")
+    targets = None if labels is None else token_labels(batch, labels, "labels")
     with_logits = targets is None or not head.training if return_logits is None else return_logits
     if with_logits:
         x, weight, bias = head(hidden, word_weight)
         logits = F.linear_act(x, weight, bias)
         loss = None if targets is None else F.cross_entropy(logits, targets)
-        return loss, _as_it_came(batch, logits)
+        return loss, as_it_came(batch, logits)
     if targets is None:
         return None, None
     if (
@@ -382,8 +382,8 @@ class BertForTokenClassification(BertWithHead):
         """Logits [batch, seq, num_labels], packed [total, num_labels]."""
         batch, hidden, _ = self._encode(input_ids, attention_mask, token_type_ids, position_ids)
         logits = product(self.classifier, self._dropped(hidden))
-        loss = None if labels is None else F.cross_entropy(logits, _token_labels(batch, labels, "labels"))
-        return HeadOutput(loss, _as_it_came(batch, logits))
+        loss = None if labels is None else F.cross_entropy(logits, token_labels(batch, labels, "labels"))
+        return HeadOutput(loss, as_it_came(batch, logits))
 
 
 class BertForQuestionAnswering(BertWithHead):
@@ -437,7 +437,7 @@ class BertForQuestionAnswering(BertWithHead):
         return F.cross_entropy(logits.contiguous(), positions.clamp(0, seq), ignore_index=seq)
 
 
-def _token_labels(batch: PackedBatch, labels: Tensor, name: str) -> Tensor:
+def token_labels(batch: PackedBatch, labels: Tensor, name: str) -> Tensor:
     """[total] from labels as the batch came."""
     expected = [batch.total] if batch.padded_shape is None else list(batch.padded_shape)
     _check_labels(batch, labels, name, expected)
@@ -463,5 +463,6 @@ def _check_labels(batch: PackedBatch, labels: Tensor, name: str, expected: list[
         raise ValueError(f"{name} is on {labels.device}, the batch on {batch.device}; move one of them")
 
 
-def _as_it_came(batch: PackedBatch, values: Tensor) -> Tensor:
+def as_it_came(batch: PackedBatch, values: Tensor) -> Tensor:
+    """Values [total, ...] padded again where the batch was."""
     return values if batch.padded_shape is None else unpack(batch, values)

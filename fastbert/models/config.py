@@ -60,29 +60,21 @@ class BertConfig:
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "type_vocab_size",
-        ):
-            value = self._integer(name, "an integer")
-            smallest = 0 if name == "num_hidden_layers" else 1
-            if value < smallest:
-                raise ValueError(f"{name} is {value!r}; expected an integer, at least {smallest}")
-            if value > _LARGEST:
-                raise ValueError(f"{name} is {value!r}; expected at most {_LARGEST}")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0.0 <= value < 1.0:
-                raise ValueError(f"{name} is {value!r}; expected a probability, at least 0 and less than 1")
-        if not _is_number(self.layer_norm_eps) or not self.layer_norm_eps > 0.0:
-            raise ValueError(f"layer_norm_eps is {self.layer_norm_eps!r}; expected a positive, finite number")
-        if not _is_number(self.initializer_range) or not self.initializer_range >= 0.0:
-            raise ValueError(f"initializer_range is {self.initializer_range!r}; expected a finite number, at least 0")
+        check_numbers(
+            self,
+            integers=[
+                "vocab_size",
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "intermediate_size",
+                "max_position_embeddings",
+                "type_vocab_size",
+            ],
+            probabilities=["hidden_dropout_prob", "attention_probs_dropout_prob"],
+            epsilon="layer_norm_eps",
+            smallest={"num_hidden_layers": 0},
+        )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size is {self.hidden_size}; "
@@ -92,7 +84,7 @@ class BertConfig:
             raise ValueError(f"hidden_act is {self.hidden_act!r}; expected one of {', '.join(ACTIVATIONS)}")
         if self.pad_token_id is not None:
             expected = f"None or an id below vocab_size, {self.vocab_size}"
-            pad = self._integer("pad_token_id", expected)
+            pad = _integer(self, "pad_token_id", expected)
             if not 0 <= pad < self.vocab_size:
                 raise ValueError(f"pad_token_id is {pad!r}; expected {expected}")
         labels = self.extra.get("num_labels", 2)
@@ -107,15 +99,6 @@ class BertConfig:
         for name, (harmless, complaint) in _UNSUPPORTED.items():
             if self.extra.get(name) not in harmless:
                 raise ValueError(f"{name} is {self.extra[name]!r}; {complaint}")
-
-    def _integer(self, name: str, expected: str) -> int:
-        value = getattr(self, name)
-        try:
-            integer = as_integer(name, value)
-        except TypeError:
-            raise ValueError(f"{name} is {value!r}; expected {expected}") from None
-        object.__setattr__(self, name, integer)  # an int, where it was numpy's
-        return integer
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BertConfig":
@@ -189,6 +172,38 @@ class BertConfig:
     def activation(self) -> str:
         """hidden_act under the name that fastbert.functional has for it."""
         return ACTIVATIONS[self.hidden_act]
+
+
+def check_numbers(
+    config: Any, integers: list[str], probabilities: list[str], epsilon: str, smallest: Mapping[str, int]
+) -> None:
+    """Raises ValueError for an attribute that is no integer of at least ``smallest`` (1), no probability, no epsilon."""
+    for name in integers:
+        value, least = _integer(config, name, "an integer"), smallest.get(name, 1)
+        if value < least:
+            raise ValueError(f"{name} is {value!r}; expected an integer, at least {least}")
+        if value > _LARGEST:
+            raise ValueError(f"{name} is {value!r}; expected at most {_LARGEST}")
+    for name in probabilities:
+        value = getattr(config, name)
+        if not _is_number(value) or not 0.0 <= value < 1.0:
+            raise ValueError(f"{name} is {value!r}; expected a probability, at least 0 and less than 1")
+    value = getattr(config, epsilon)
+    if not _is_number(value) or not value > 0.0:
+        raise ValueError(f"{epsilon} is {value!r}; expected a positive, finite number")
+    value = config.initializer_range
+    if not _is_number(value) or not value >= 0.0:
+        raise ValueError(f"initializer_range is {value!r}; expected a finite number, at least 0")
+
+
+def _integer(config: Any, name: str, expected: str) -> int:
+    value = getattr(config, name)
+    try:
+        integer = as_integer(name, value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}; expected {expected}") from None
+    object.__setattr__(config, name, integer)  # an int, where it was numpy's
+    return integer
 
 
 def _is_number(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from fastbert.nn.block import (
     PRECISIONS,
+    Attend,
     BlockOptions,
     BlockWeights,
     FeedForward,
@@ -17,6 +18,7 @@ from fastbert.nn.norm import LayerNorm
 
 __all__ = [
     "PRECISIONS",
+    "Attend",
     "BlockOptions",
     "BlockWeights",
     "Embeddings",

@@ -67,6 +67,9 @@ class BlockOptions:
         check_precision(self.precision)
 
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""query, key and value of the new tokens, each [total, heads, head_dim], to the attention's result, likewise."""
+
 Triple = tuple[Tensor, Tensor, Tensor]
 OptionalTriple = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -130,14 +133,16 @@ def self_attention(
     dropout_p: float = 0.0,
     precision: str = "fp32",
     bias: Tensor | None = None,  # [num_heads or 1, max_seqlen, max_seqlen]
+    attend: Attend | None = None,
 ) -> Tensor:
     """Multi-head attention of each sequence to itself, before the output projection: [total, hidden].
 
-    In bfloat16 where the precision is reduced. ``bias`` is added to the logits, and shared by the sequences.
+    In bfloat16 where the precision is reduced. ``bias`` is added to the logits, and shared by the sequences. ``attend`` computes
+    the attention in place of all that: over a cache of earlier keys and values.
     """
     weights, biases = _parts(qkv_weight, qkv_bias)
     products = [_linear(x, w, b, "none", precision, torch.bfloat16) for w, b in zip(weights, biases, strict=True)]
-    return _attend(products, cu_seqlens, max_seqlen, num_heads, causal, dropout_p, bias)
+    return _attend(products, cu_seqlens, max_seqlen, num_heads, causal, dropout_p, bias, attend)
 
 
 def _attend(
@@ -148,6 +153,7 @@ def _attend(
     causal: bool,
     dropout_p: float,
     bias: Tensor | None = None,
+    attend: Attend | None = None,
 ) -> Tensor:
     total, width = products[0].shape
     head_dim = width * len(products) // (3 * num_heads)
@@ -155,6 +161,8 @@ def _attend(
         q, k, v = products[0].view(total, 3, num_heads, head_dim).unbind(1)  # each [total, heads, head_dim]
     else:
         q, k, v = (each.view(total, num_heads, head_dim) for each in products)
+    if attend is not None:
+        return attend(q, k, v).flatten(1)
     context = F.varlen_attention(
         q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, causal=causal, bias=bias
     )
@@ -173,6 +181,7 @@ def transformer_block(
     attention_dropout_p: float = 0.0,
     feed_forward_dropout_p: float | None = None,
     attention_bias: Tensor | None = None,  # [num_heads or 1, max_seqlen, max_seqlen]
+    attend: Attend | None = None,
 ) -> Tensor:
     """One layer, [total, hidden] to [total, hidden].
 
@@ -183,14 +192,20 @@ def transformer_block(
     Dropout applies whenever its probability is not 0: the caller knows whether it trains. dropout_p is that of both parts, or,
     with feed_forward_dropout_p, of the attention alone.
 
-    attention_bias is added to the attention's logits and shared by the sequences (MPNet's relative positions).
+    attention_bias is added to the attention's logits and shared by the sequences (MPNet's relative positions). attend
+    replaces the attention to the block's own tokens: over a key/value cache.
 
     What the products multiply is options.precision's affair, see PRECISIONS. Without gradients and dropout a CPU runs the whole
     block in one call.
     """
     if feed_forward_dropout_p is None:
         feed_forward_dropout_p = dropout_p
-    if dropout_p == attention_dropout_p == feed_forward_dropout_p == 0.0 and attention_bias is None and x.is_cpu:
+    if (
+        dropout_p == attention_dropout_p == feed_forward_dropout_p == 0.0
+        and attention_bias is None
+        and attend is None
+        and x.is_cpu
+    ):
         qkv_weights, qkv_biases = _parts(weights.qkv_weight, weights.qkv_bias)
         y = whole_block(
             x,
@@ -234,6 +249,7 @@ def transformer_block(
         dropout_p=attention_dropout_p,
         precision=precision,
         bias=attention_bias,
+        attend=attend,
     )
     stream = x.dtype
     projected = _linear(context, w.out_weight, None, "none", precision, stream)
@@ -314,10 +330,11 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(hidden_size, hidden_size, bias, device=device, dtype=dtype)
         initialize(self)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, attend: Attend | None = None) -> Tensor:
         """[total, hidden] to [total, hidden]."""
         dropout_p = self.dropout_p if self.training else 0.0
-        context = _attend([product(self.qkv, x)], cu_seqlens, max_seqlen, self.num_heads, self.causal, dropout_p)
+        qkv = [product(self.qkv, x)]
+        context = _attend(qkv, cu_seqlens, max_seqlen, self.num_heads, self.causal, dropout_p, attend=attend)
         return product(self.out, context)
 
     def extra_repr(self) -> str:
@@ -424,11 +441,11 @@ class TransformerBlock(nn.Module):
             *weight_and_bias(self.feed_forward_norm),
         )
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """[total, hidden] to [total, hidden]."""
+    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, attend: Attend | None = None) -> Tensor:
+        """[total, hidden] to [total, hidden]. ``attend``: see ``transformer_block``."""
         changed = self._changed_parts()
         if changed:
-            return self._forward_by_modules(x, cu_seqlens, max_seqlen, changed)
+            return self._forward_by_modules(x, cu_seqlens, max_seqlen, attend, changed)
         training = self.training
         return transformer_block(
             x,
@@ -438,6 +455,7 @@ class TransformerBlock(nn.Module):
             self.options,
             dropout_p=self.dropout_p if training else 0.0,
             attention_dropout_p=self.attention.dropout_p if training else 0.0,
+            attend=attend,
         )
 
     def _changed_parts(self) -> list[str]:
@@ -465,7 +483,9 @@ class TransformerBlock(nn.Module):
         ]
         return changed or ["a part"]
 
-    def _forward_by_modules(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, changed: list[str]) -> Tensor:
+    def _forward_by_modules(
+        self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, attend: Attend | None, changed: list[str]
+    ) -> Tensor:
         """The same block, every module called: an adapter, a pruned or quantized layer, a hook has its say."""
         if self.precision != "fp32":
             raise ValueError(
@@ -474,9 +494,9 @@ class TransformerBlock(nn.Module):
             )
         p, training = self.dropout_p, self.training
         if self.options.norm_first:
-            x = x + TF.dropout(self.attention(self.attention_norm(x), cu_seqlens, max_seqlen), p, training)
+            x = x + TF.dropout(self.attention(self.attention_norm(x), cu_seqlens, max_seqlen, attend), p, training)
             return x + TF.dropout(self.feed_forward(self.feed_forward_norm(x)), p, training)
-        x = self.attention_norm(x + TF.dropout(self.attention(x, cu_seqlens, max_seqlen), p, training))
+        x = self.attention_norm(x + TF.dropout(self.attention(x, cu_seqlens, max_seqlen, attend), p, training))
         y: Tensor = self.feed_forward_norm(x + TF.dropout(self.feed_forward(x), p, training))
         return y
 
