@@ -12,12 +12,13 @@ from torch.utils.checkpoint import checkpoint
 from fastbert.models import bert_names
 from fastbert.models.config import BertConfig
 from fastbert.models.pooling import cls_pool
-from fastbert.models.pretrained import PretrainedModel, Table
+from fastbert.models.pretrained import PretrainedModel, Table, exportable
 from fastbert.nn import Embeddings, TransformerBlock, check_precision, initialize
 from fastbert.nn._modules import product
 from fastbert.packing import PackedBatch, check_tensor, pack, unpack
 
 
+@exportable
 class BertOutput(NamedTuple):
     """What BertModel returns: padded for padded input, packed for packed input."""
 

@@ -17,7 +17,7 @@ from fastbert import functional as F
 from fastbert.models import bert_names
 from fastbert.models.bert import BertModel
 from fastbert.models.config import BertConfig
-from fastbert.models.pretrained import PretrainedModel, Stored, Table, linear_or_norm
+from fastbert.models.pretrained import PretrainedModel, Stored, Table, exportable, linear_or_norm
 from fastbert.nn import LayerNorm, initialize
 from fastbert.nn._modules import product
 from fastbert.ops.pack import pack_rows
@@ -26,6 +26,7 @@ from fastbert.packing import PackedBatch, check_tensor, unpack
 IGNORED = -100  # the label of a token that has none
 
 
+@exportable
 class HeadOutput(NamedTuple):
     """What a model with one head returns."""
 
@@ -33,12 +34,14 @@ class HeadOutput(NamedTuple):
     logits: Tensor | None  # see the model
 
 
+@exportable
 class PreTrainingOutput(NamedTuple):
     loss: Tensor | None  # scalar, float32: the sum of both losses; None without both labels
     prediction_logits: Tensor | None  # [batch, seq, vocab_size], packed: [total, vocab_size]
     seq_relationship_logits: Tensor  # [batch, 2]: whether the second part follows the first (class 0), or not (class 1)
 
 
+@exportable
 class QuestionAnsweringOutput(NamedTuple):
     loss: Tensor | None  # scalar, float32: the mean of the losses of start and end; None without both positions
     start_logits: Tensor  # [batch, seq], packed: [total]

@@ -15,12 +15,13 @@ from fastbert.models.bert_heads import IGNORED, HeadOutput, as_it_came, token_la
 from fastbert.models.generation import GeneratedTokens, Sampling, generate_tokens, packed_prompts
 from fastbert.models.gpt_config import GPTConfig
 from fastbert.models.kv_cache import KeyValueCache
-from fastbert.models.pretrained import PretrainedModel, Stored, Table, linear_or_norm
+from fastbert.models.pretrained import PretrainedModel, Stored, Table, exportable, linear_or_norm
 from fastbert.nn import LayerNorm, TransformerBlock, check_precision, initialize
 from fastbert.ops._common import check_range
 from fastbert.packing import PackedBatch, check_tensor, pack, unpack
 
 
+@exportable
 class GPTOutput(NamedTuple):
     """What GPTModel returns: padded for padded input, packed for packed input."""
 

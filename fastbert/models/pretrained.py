@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+import torch.utils._pytree
 from torch import Tensor, nn
 
 from fastbert.models import checkpoint
@@ -28,6 +29,14 @@ class Stored:
 
 
 Table = dict[str, Stored]  # our parameter → Hugging Face's
+
+
+def exportable(output: type) -> type:
+    """A NamedTuple that torch.export can write into a file."""
+    register = getattr(torch.utils._pytree, "_register_namedtuple", None)
+    if register is not None:
+        register(output, serialized_type_name=f"{output.__module__}.{output.__qualname__}")
+    return output
 
 
 def linear_or_norm(ours: str, *theirs: str, transposed: bool = False) -> Table:
