@@ -35,7 +35,7 @@ class PackedWeight:
         out, in_features: the weight's shape.
         address: of the panels.
         nbytes: of memory.
-        originals: address, bytes and fingerprint of each contiguous weight that it was made from.
+        originals: address, bytes and fingerprint of each weight without gaps that it was made from.
         blocks: plans of transformer blocks that begin with this weight, see fastbert.cpu.block.
     """
 
@@ -79,7 +79,7 @@ class PackedWeight:
         self.originals = [
             (each.data_ptr(), each.nbytes, _C.fingerprint(each.data_ptr(), each.nbytes))
             for each in weights
-            if each.is_contiguous()
+            if each.is_contiguous() or each.t().is_contiguous()
         ]
         self.blocks: dict[object, object] = {}
 
@@ -101,7 +101,7 @@ def _stamp(weight: Tensor) -> tuple[object, ...]:
 
 
 class _Entry:
-    __slots__ = ("isa", "packed", "pins", "references", "stamps")
+    __slots__ = ("isa", "packed", "pins", "references", "stamps", "storages")
 
     def __init__(self, weights: tuple[Tensor, ...], precision: str, key: tuple[object, ...]) -> None:
         def forget(_: object) -> None:
@@ -112,6 +112,7 @@ class _Entry:
         # A pinned storage object is not reused for another storage, so that its address in the stamp means it. (Its memory is
         # not held.)
         self.pins = [StorageWeakRef(weight.untyped_storage()) for weight in weights]
+        self.storages = {weight.untyped_storage()._cdata for weight in weights}
         self.isa = _C.isa()
         self.references = [weakref.ref(weight, forget) for weight in weights]
         self.packed = PackedWeight(weights, precision)
@@ -176,8 +177,14 @@ def forget(weights: Iterable[Tensor]) -> None:
 
 
 def _after_step(optimizer: torch.optim.Optimizer, _arguments: object, _keywords: object) -> None:
-    if _entries:
-        forget(weight for group in optimizer.param_groups for weight in group["params"])
+    if not _entries:
+        return
+    stepped = [weight for group in optimizer.param_groups for weight in group["params"]]
+    forget(stepped)
+    storages = {weight.untyped_storage()._cdata for weight in stepped if type(weight) is torch.nn.Parameter}
+    for key, entry in list(_entries.items()):  # what was packed of views of them
+        if not storages.isdisjoint(entry.storages):
+            _entries.pop(key, None)
 
 
 register_optimizer_step_post_hook(_after_step)

@@ -48,11 +48,14 @@ class LayerLayout:
     transposed: bool = False
 
 
-def _layer_list(path: str) -> Callable[[nn.Module], list[nn.Module]]:
+def _layers_at(path: str) -> Callable[[nn.Module], list[nn.Module]]:
     def layers(model: nn.Module) -> list[nn.Module]:
         return list(model.get_submodule(path).children())
 
     return layers
+
+
+_encoder_layers = _layers_at("encoder.layer")
 
 
 def _pooler(model: Any, hidden: Tensor) -> Tensor | None:
@@ -64,8 +67,9 @@ def _nothing(*_: Any) -> None:
 
 
 def _embeddings(model: Any, call: Any) -> Tensor:
-    given = {name: getattr(call, name) for name in ("input_ids", "token_type_ids", "position_ids", "inputs_embeds")}
-    return model.embeddings(**{name: value for name, value in given.items() if value is not None}, **call.further)
+    optional = {name: getattr(call, name) for name in ("token_type_ids", "position_ids", "inputs_embeds")}
+    given = {name: value for name, value in optional.items() if value is not None}
+    return model.embeddings(input_ids=call.input_ids, **given, **call.further)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Family:
     layer: LayerLayout
     embeddings: str | None = "embeddings"
     embed: Callable[[Any, Any], Tensor] = _embeddings
-    layers: Callable[[nn.Module], list[nn.Module]] = _layer_list("encoder.layer")
+    layers: Callable[[nn.Module], list[nn.Module]] = _encoder_layers
     stack: tuple[str, ...] = ("encoder",)
     counts_tokens: bool = False
     projection: str | None = None
@@ -259,7 +263,7 @@ FAMILIES = (
         "distilbert",
         "DistilBert",
         _DISTILBERT_LAYER,
-        layers=_layer_list("transformer.layer"),
+        layers=_layers_at("transformer.layer"),
         stack=("transformer",),
         pool=None,
         output="BaseModelOutput",
@@ -302,7 +306,7 @@ FAMILIES = (
         _GPT2_LAYER,
         embeddings=None,
         embed=_gpt2_embeddings,
-        layers=_layer_list("h"),
+        layers=_layers_at("h"),
         stack=("h", "ln_f"),
         final_norm="ln_f",
         causal=True,

@@ -52,7 +52,7 @@ def _rule(name: str) -> Callable[[dict[str, Any], Tensor], str | None] | None:
 
 
 def _positions(given: dict[str, Any], real: Tensor) -> str | None:
-    if given.get("start_positions") is None and given.get("end_positions") is None or real.all():
+    if all(given.get(name) is None for name in ("start_positions", "end_positions")) or real.all():
         return None
     return "the loss is over all positions, padding included"
 

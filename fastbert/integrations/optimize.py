@@ -88,10 +88,11 @@ def optimize(model: Model, *, precision: str | None = None, strict: bool = False
     Where a call asks for what a packed forward does not do, transformers' own forward answers; ``report`` says when that was.
 
     Args:
-        model: a base model or one with a head, of the families that ``report`` names, or any module that holds some. Its parameters
-            are on one device. It may be moved, saved, copied, pickled, compiled and wrapped (DDP, FSDP) afterwards.
-        precision: of inference on CPUs, see fastbert.nn.PRECISIONS: "bf16" and "int8" trade exactness for speed and have no gradient
-            (a call that wants one raises RuntimeError). Unless given, the parameters' own.
+        model: a base model or one with a head, of BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA, ALBERT, ERNIE, MPNet
+            or GPT-2, or any module that holds some. The parameters of each are on one device. It may be moved, saved, copied,
+            pickled, compiled and wrapped (DDP, FSDP) afterwards.
+        precision: of inference on CPUs, see fastbert.nn.PRECISIONS: "bf16" and "int8" trade exactness for speed and have no
+            gradient (a call that wants one raises RuntimeError). Unless given, the parameters' own.
         strict: raises, rather than leaving out, what cannot be replaced.
 
     Returns:
@@ -99,9 +100,9 @@ def optimize(model: Model, *, precision: str | None = None, strict: bool = False
 
     Raises:
         TypeError: model is no module.
-        ValueError: nothing in it can be replaced, or with strict not everything; it is optimized already; it was compiled or sharded
-            before; parameters on several devices, or without memory; an unknown precision, or a reduced one off the CPU. The model is
-            then as it was.
+        ValueError: nothing in it can be replaced, or with strict not everything; it is optimized already; it was compiled or
+            sharded before; parameters on several devices, or without memory; an unknown precision, or a reduced one off the CPU.
+            The model is then as it was.
     """
     check_precision(precision := "fp32" if precision is None else precision)
     _check_state(model)
@@ -251,8 +252,8 @@ def _nothing_to_do(model: nn.Module, kept: list[Kept]) -> str:
     known = ", ".join(family.name for family in FAMILIES)
     if not kept:
         return (
-            f"{type(model).__name__} holds no model of transformers; fastbert.optimize takes those of {known}. For modules of your own "
-            "there are fastbert.nn and fastbert.functional"
+            f"{type(model).__name__} holds no model of transformers; fastbert.optimize takes those of {known}. For modules of your "
+            "own there are fastbert.nn and fastbert.functional"
         )
     reasons = "; ".join(map(str, kept))
     return (
@@ -277,8 +278,8 @@ def _check_parameters(path: str, base: nn.Module, precision: str) -> None:
             )
     if precision != "fp32" and devices != {torch.device("cpu")}:
         raise ValueError(
-            f"{where} is on {', '.join(map(str, devices))}, and precision {precision!r} is for inference on CPUs; convert the model "
-            "there, with model.to(torch.bfloat16)"
+            f"{where} is on {', '.join(map(str, devices))}, and precision {precision!r} is for inference on CPUs; convert the "
+            "model there, with model.to(torch.bfloat16)"
         )
 
 

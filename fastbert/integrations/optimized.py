@@ -39,7 +39,7 @@ def optimized_class(stock: type[nn.Module]) -> type[nn.Module]:
     family = family_of(stock)
     assert family is not None
     is_base = name == family.base
-    members = {
+    members: dict[str, Any] = {
         "__module__": __name__,
         "__qualname__": name,
         "__doc__": stock.__doc__,

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from fastbert import functional as F
 from fastbert.integrations.families import Family, Unsupported
 from fastbert.integrations.plan import Embeddings, Layer, Plan
-from fastbert.nn import BlockWeights, transformer_block
 from fastbert.nn._modules import product
 from fastbert.packing import PackedBatch, pack, unpack
 
@@ -118,7 +117,7 @@ def packed_forward(stock: type[nn.Module], family: Family) -> Callable[..., Any]
             call = read_call(self, family, dict(zip(names, args, strict=False)) | kwargs)
             plan = state.plan_for(self, family)
             batch, hidden = embed(self, family, plan, call, state)
-            blocks = [(layer, layer.weights(hidden.dtype)) for layer in plan.layers]
+            blocks = [(layer, layer.block(hidden.dtype)) for layer in plan.layers]
             bias = family.attention_bias(self, batch)
         except Unsupported as reason:
             state.calls[str(reason)] += 1
@@ -280,7 +279,7 @@ def encode(model: Any, batch: PackedBatch) -> Tensor:
     if batch.token_type_ids is not None and tables.token_type is None:
         batch = replace(batch, token_type_ids=None)
     hidden = _project(model, family, _look_up(tables, batch))
-    blocks = [(layer, layer.weights(hidden.dtype)) for layer in plan.layers]
+    blocks = [(layer, layer.block(hidden.dtype)) for layer in plan.layers]
     bias = family.attention_bias(model, batch)
     model._fastbert.calls["packed"] += 1
     return run_layers(model, family, batch, hidden, blocks, bias, False)[0]
@@ -300,21 +299,19 @@ def run_layers(
     family: Family,
     batch: PackedBatch,
     hidden: Tensor,  # [total, hidden]
-    blocks: list[tuple[Layer, BlockWeights]],
+    blocks: list[tuple[Layer, Callable[..., Tensor]]],
     bias: Tensor | None,  # [heads, seq, seq], of the attention
     keep_states: bool,
 ) -> tuple[Tensor, list[Tensor] | None]:
     """The last layer's output [total, hidden], normed where the model norms it; and, if kept, the input of each layer and it."""
     dtype = hidden.dtype
     states = [hidden] if keep_states else None
-    for layer, weights in blocks:
+    for layer, of_tokens in blocks:
         attention, out, down = layer.dropouts()
         block = functools.partial(
-            transformer_block,
+            of_tokens,
             cu_seqlens=batch.cu_seqlens,
             max_seqlen=batch.max_seqlen,
-            weights=weights,
-            options=layer.options,
             dropout_p=out,
             attention_dropout_p=attention,
             feed_forward_dropout_p=down,

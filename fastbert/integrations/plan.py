@@ -1,5 +1,7 @@
 """What of a base model a packed forward reads past its modules: found once, and looked at again before every call."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from fastbert.integrations.families import Family, LayerLayout, Unsupported
-from fastbert.nn import BlockOptions, BlockWeights
+from fastbert.nn import BlockModules, BlockOptions, BlockWeights, transformer_block, transformer_block_by_modules
 
 _ACTIVATIONS = {  # transformers' and torch's classes → fastbert.functional's names
     "GELUActivation": "gelu",
@@ -25,7 +27,7 @@ _ACTIVATIONS = {  # transformers' and torch's classes → fastbert.functional's 
 _LEAVES = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.ModuleList)
 _LIBRARIES = ("transformers.activations", "transformers.pytorch_utils", "torch.nn.modules.activation")
 
-Parameters = dict[str, Parameter | None]
+Parameters = dict[str, Any]  # of a module, as it holds them: what stands there changes with it
 
 
 class Watch:
@@ -37,13 +39,13 @@ class Watch:
         self._counts: list[tuple[dict[str, Any], int, str]] = []
 
     def add(self, model: nn.Module, path: str) -> nn.Module:
-        """The submodule, which is from now on watched. Raises Unsupported if it is of a class that transformers does not put there."""
+        """The submodule, watched from now on. Raises Unsupported if it is of a class that transformers does not put there."""
         parent, _, name = path.rpartition(".")
         holder = model.get_submodule(parent)._modules
         module = model.get_submodule(path)
         kind = type(module)
         forward: Any = kind.forward
-        if kind not in _LEAVES and kind.__module__ not in self._known:
+        if kind not in _LEAVES and kind.__module__ not in self._known and not is_adapter(module):
             raise Unsupported(f"{path} is a {kind.__module__}.{kind.__qualname__}")
         if kind is not nn.ModuleList and getattr(forward, "__module__", None) != kind.__module__:
             raise Unsupported(f"the forward of {kind.__qualname__} was replaced")
@@ -52,25 +54,40 @@ class Watch:
             self._counts.append((module._modules, len(module._modules), path))
         return module
 
+    def add_all(self, model: nn.Module, path: str) -> None:
+        """A submodule with all that it holds, adapters' insides aside. Raises Unsupported."""
+        module = self.add(model, path)
+        if not is_adapter(module):
+            for name in module._modules:
+                if module._modules[name] is not None:
+                    self.add_all(model, f"{path}.{name}")
+
     def changed(self) -> str | None:
         """What was replaced or hooked since, or None."""
         for holder, name, module, kind, path in self._watched:
             if holder.get(name) is not module or type(module) is not kind:
                 return f"{path} is a {type(holder.get(name)).__name__}"
-            if (
+            hooked = (
                 module._forward_hooks
                 or module._forward_pre_hooks
                 or module._backward_hooks
                 or module._backward_pre_hooks
-            ):
-                if not _only_records(module):
-                    return f"{path} has hooks"
+            )
+            if hooked and not _only_records(module):
+                return f"{path} has hooks"
             if "forward" in module.__dict__ and not _is_own_forward(module):
                 return f"{path} has a forward of its own"
         for holder, count, path in self._counts:
             if len(holder) != count:
                 return f"{path} has {len(holder)} modules"
         return None
+
+
+def is_adapter(module: nn.Module) -> bool:
+    """Whether a linear layer was wrapped by peft: called with any number of leading dimensions, it gives each row its own."""
+    return any(
+        c.__name__ == "BaseTunerLayer" and c.__module__ == "peft.tuners.tuners_utils" for c in type(module).__mro__
+    )
 
 
 def _only_records(module: nn.Module) -> bool:
@@ -111,11 +128,14 @@ class Layer:
 
     def __init__(self, module: nn.Module, layout: LayerLayout, num_heads: int, causal: bool, precision: str) -> None:
         self.module: Any = module
-        parts = [module.get_submodule(path) for path in (*layout.qkv, layout.out, layout.up, layout.down)]
+        parts: list[Any] = [module.get_submodule(path) for path in (*layout.qkv, layout.out, layout.up, layout.down)]
         expected = "Conv1D" if layout.transposed else "Linear"
+        adapters = [part for part in parts if is_adapter(part)]
         for part in parts:
-            if type(part).__name__ != expected:
+            if type(part).__name__ != expected and part not in adapters:
                 raise Unsupported(f"a {type(part).__name__} stands where a {expected} is expected")
+        if adapters and precision != "fp32":
+            raise Unsupported(f"it has adapters, and its precision is {precision!r}")
         width = parts[-1].weight.shape[0 if not layout.transposed else 1]
         joint = sum(part.weight.shape[1 if layout.transposed else 0] for part in parts[:-3])
         if joint != 3 * width or width % num_heads:
@@ -132,6 +152,9 @@ class Layer:
         self.attention_dropout: Any = module.get_submodule(layout.attention_dropout)
         self.out_dropout: Any = layout.out_dropout and module.get_submodule(layout.out_dropout)
         self.down_dropout: Any = layout.down_dropout and module.get_submodule(layout.down_dropout)
+        *qkv, out, up, down = parts
+        modules = BlockModules(tuple(qkv), out, norms[0], up, down, norms[1])
+        self._modules = modules if adapters else None
         self._linears = [part._parameters for part in parts]
         self._norms = [norm._parameters for norm in norms]
         self._transposed = [_Transposed() for _ in parts] if layout.transposed else None
@@ -143,6 +166,12 @@ class Layer:
             for dropout in (self.attention_dropout, self.out_dropout, self.down_dropout)
         )
         return attention, out, down
+
+    def block(self, dtype: torch.dtype) -> Callable[..., Tensor]:
+        """``fastbert.nn.transformer_block`` with the layer's parameters or modules. Raises Unsupported as ``weights``."""
+        if self._modules is not None:
+            return functools.partial(transformer_block_by_modules, modules=self._modules, options=self.options)
+        return functools.partial(transformer_block, weights=self.weights(dtype), options=self.options)
 
     def weights(self, dtype: torch.dtype) -> BlockWeights:
         """The parameters as they are now. Raises Unsupported unless they are plain tensors, the matrices of this dtype."""
@@ -214,9 +243,7 @@ class Plan:
         for path in family.stack:
             if not hasattr(model, path):
                 continue  # ELECTRA's projection, where embeddings have the layers' width
-            prefix = f"{path}." if path else ""
-            for name, _ in model.get_submodule(path).named_modules():
-                self._stack.add(model, path if not name else prefix + name)
+            self._stack.add_all(model, path)
         heads, causal = model.config.num_attention_heads, family.is_causal(model.config)
         modules = family.layers(model)
         made = {module: Layer(module, family.layer, heads, causal, precision) for module in dict.fromkeys(modules)}
@@ -232,8 +259,7 @@ class Plan:
         if getattr(root, "use_task_id", False):
             return None  # ERNIE's fourth table
         try:
-            for name, _ in root.named_modules():
-                self._embeddings.add(model, f"{path}.{name}" if name else path)
+            self._embeddings.add_all(model, path)
         except Unsupported:
             return None
         word, position, norm = root.word_embeddings, root.position_embeddings, root.LayerNorm

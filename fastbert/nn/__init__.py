@@ -12,16 +12,17 @@ from fastbert.nn.attention import (
 )
 from fastbert.nn.block import (
     PRECISIONS,
+    BlockModules,
     BlockOptions,
     BlockWeights,
-    FeedForward,
-    TransformerBlock,
     check_precision,
     self_attention,
     transformer_block,
+    transformer_block_by_modules,
 )
 from fastbert.nn.embeddings import Embeddings
 from fastbert.nn.init import initialize
+from fastbert.nn.layer import FeedForward, TransformerBlock
 from fastbert.nn.loss import CrossEntropyLoss, LinearCrossEntropyLoss
 from fastbert.nn.multihead import MultiheadAttention
 from fastbert.nn.norm import LayerNorm, RMSNorm
@@ -37,6 +38,7 @@ __all__ = [
     "GELU",
     "PRECISIONS",
     "Attend",
+    "BlockModules",
     "BlockOptions",
     "BlockWeights",
     "Cross",
@@ -65,4 +67,5 @@ __all__ = [
     "initialize",
     "self_attention",
     "transformer_block",
+    "transformer_block_by_modules",
 ]
