@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import fastbert.nn as fnn
 from fastbert import functional as F
-from fastbert.nn import transformer
+from fastbert.nn import _plan
 from tests.numerics import assert_close_to_exact
 
 MATCHES = "matches"
@@ -118,7 +118,7 @@ def construct(kind, args, kwargs):
 def as_ours(layer):
     ours = copy.deepcopy(layer)
     ours.__class__ = fnn.TransformerEncoderLayer
-    transformer._adopt(ours)
+    _plan.adopt(ours)
     return ours
 
 

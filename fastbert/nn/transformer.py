@@ -9,16 +9,11 @@ A layer with hooks, adapters, quantized or exchanged parts, another activation f
 part, by calling them.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as TF
 
-from fastbert.nn._modules import is_plain
 from fastbert.nn._padded import (
     Rows,
     attention_between,
@@ -28,168 +23,21 @@ from fastbert.nn._padded import (
     read_masks,
     to_rows,
 )
-from fastbert.nn.activation import GELU
-from fastbert.nn.attention import Cross, CrossWeights, PackedAttention, PaddedAttention
-from fastbert.nn.block import BlockOptions, BlockWeights, transformer_block
-from fastbert.nn.multihead import MultiheadAttention
-from fastbert.nn.norm import LayerNorm, RMSNorm
-
-_FUNCTIONS: tuple[tuple[Callable[..., Tensor], str], ...] = (
-    (TF.relu, "relu"),
-    (torch.relu, "relu"),
-    (TF.gelu, "gelu"),
-    (TF.silu, "silu"),
-    (torch.tanh, "tanh"),
+from fastbert.nn._plan import (
+    Plan,
+    adopt,
+    block_weights,
+    check_input,
+    cross_weights,
+    dropping,
+    plan_of,
+    plans_of,
+    sizes,
+    through_norm,
+    zeros_on_padding,
 )
-_MODULES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Tanh: "tanh"}
-_GELUS = {"none": "gelu", "tanh": "gelu_tanh", "quick": "gelu_quick"}
-
-
-def _activation_name(activation: Any) -> str | None:
-    """What the block calls it; None for one that it does not know."""
-    if not isinstance(activation, nn.Module):
-        return next((name for function, name in _FUNCTIONS if activation is function), None)
-    if not is_plain(activation, type(activation).forward):
-        return None
-    if type(activation) in (nn.GELU, GELU):
-        return _GELUS.get(str(activation.approximate))
-    return _MODULES.get(type(activation))
-
-
-def _adopt(layer: nn.Module) -> None:
-    """The parts that torch's constructor made, with the same parameters, become this library's."""
-    for part in layer.children():
-        for ours in (MultiheadAttention, LayerNorm):
-            if type(part) is ours.__bases__[0]:
-                part.__class__ = ours
-
-
-def _probability(dropout: Any) -> float | None:
-    """That which is in force; None for something else than dropout."""
-    if not is_plain(dropout, nn.Dropout.forward):
-        return None
-    return float(dropout.p) if dropout.training else 0.0
-
-
-def _is_plain_attention(attention: Any) -> bool:
-    return bool(
-        is_plain(attention, MultiheadAttention.forward)
-        and is_plain(attention.out_proj, nn.Linear.forward)
-        and attention._qkv_same_embed_dim
-        and attention.bias_k is None
-        and attention.bias_v is None
-        and not attention.add_zero_attn
-    )
-
-
-def _is_plain_norm(norm: nn.Module) -> bool:
-    return is_plain(norm, LayerNorm.forward) or is_plain(norm, nn.LayerNorm.forward)
-
-
-class _Plan(NamedTuple):
-    """How a layer that is what its constructor made computes: the block's options and the dropouts in force."""
-
-    options: BlockOptions
-    dropout_p: float
-    attention_dropout_p: float
-    activation_dropout_p: float
-
-
-def _plan(
-    layer: Any,
-    methods: Iterable[tuple[str, Callable[..., Any]]],
-    attentions: tuple[Any, ...],
-    norms: tuple[Any, ...],
-    dropouts: tuple[nn.Module, ...],
-    causal: bool,
-) -> _Plan | None:
-    """None for a layer that has to be computed part by part."""
-    activation = _activation_name(layer.activation)
-    if (
-        activation is None
-        or any(getattr(type(layer), name) is not method or name in layer.__dict__ for name, method in methods)
-        or not all(map(_is_plain_attention, attentions))
-        or not all(map(_is_plain_norm, norms))
-        or not is_plain(layer.linear1, nn.Linear.forward)
-        or not is_plain(layer.linear2, nn.Linear.forward)
-    ):
-        return None
-    heads = {attention.num_heads for attention in attentions}
-    eps = {norm.eps for norm in norms}
-    shapes = {tuple(norm.normalized_shape) for norm in norms}
-    attention_dropout = {attention.dropout if attention.training else 0.0 for attention in attentions}
-    inner = _probability(layer.dropout)
-    outer = {_probability(dropout) for dropout in dropouts}
-    one_of_each = all(len(each) == 1 for each in (heads, eps, shapes, attention_dropout, outer))
-    dropout_p = outer.pop()
-    if inner is None or dropout_p is None or not one_of_each:
-        return None
-    options = BlockOptions(heads.pop(), activation, eps.pop(), layer.norm_first, causal)
-    return _Plan(options, dropout_p, attention_dropout.pop(), inner)
-
-
-def _dropping(attend: Any, dropout_p: float) -> Any:
-    """Attention of the stack, with the dropout of one of its layers."""
-    return attend if attend is None or dropout_p == 0.0 else dataclasses.replace(attend, dropout_p=dropout_p)
-
-
-def _block_weights(layer: Any, feed_forward_norm: Any) -> BlockWeights:
-    attention = layer.self_attn
-    return BlockWeights(
-        attention.in_proj_weight,
-        attention.in_proj_bias,
-        attention.out_proj.weight,
-        attention.out_proj.bias,
-        layer.norm1.weight,
-        layer.norm1.bias,
-        layer.linear1.weight,
-        layer.linear1.bias,
-        layer.linear2.weight,
-        layer.linear2.bias,
-        feed_forward_norm.weight,
-        feed_forward_norm.bias,
-    )
-
-
-def _cross_weights(attention: Any, norm: Any) -> CrossWeights:
-    sizes = [attention.embed_dim, 2 * attention.embed_dim]
-    q_weight, kv_weight = attention.in_proj_weight.split(sizes)
-    bias = attention.in_proj_bias
-    q_bias, kv_bias = (None, None) if bias is None else bias.split(sizes)
-    out = attention.out_proj
-    return CrossWeights(q_weight, q_bias, kv_weight, kv_bias, out.weight, out.bias, norm.weight, norm.bias)
-
-
-def _sizes(x: Tensor, batch_first: bool) -> tuple[int, int]:
-    """Sequences and their length."""
-    if x.dim() == 2:
-        return 1, x.shape[0]
-    return (x.shape[0], x.shape[1]) if batch_first else (x.shape[1], x.shape[0])
-
-
-def _check_input(name: str, x: Tensor, width: int) -> None:
-    if x.dim() not in (2, 3) or x.shape[-1] != width:
-        raise ValueError(
-            f"{name} has shape {list(x.shape)}; expected [batch, seq, {width}], [seq, batch, {width}] without batch_first, or "
-            f"[seq, {width}]"
-        )
-
-
-def _zeros_on_padding(x: Tensor, key_padding_mask: Tensor | None, batch_first: bool) -> Tensor:
-    if key_padding_mask is None or key_padding_mask.dtype != torch.bool:
-        return x
-    padding = key_padding_mask if x.dim() == 2 or batch_first else key_padding_mask.t()
-    return x.masked_fill(padding.unsqueeze(-1), 0.0)
-
-
-def _through_norm(norm: nn.Module | None, rows: Rows, x: Tensor) -> Tensor:
-    """The norm behind a stack, on rows if that is what it does to them, and the layout that came."""
-    if norm is None:
-        return rows.restore(x)
-    if any(is_plain(norm, kind.forward) for kind in (LayerNorm, RMSNorm, nn.LayerNorm, nn.RMSNorm)):
-        return rows.restore(norm(x))
-    y: Tensor = norm(rows.restore(x))
-    return y
+from fastbert.nn.attention import Cross, PackedAttention, PaddedAttention
+from fastbert.nn.block import transformer_block
 
 
 class TransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -209,7 +57,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
     @functools.wraps(nn.TransformerEncoderLayer.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _adopt(self)
+        adopt(self)
 
     def forward(
         self,
@@ -225,14 +73,14 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         rows, attend = _enter_encoder(self, src, ("src_mask", src_mask), src_key_padding_mask, is_causal)
         return rows.restore(self._run(rows.values, rows, attend, plan))
 
-    def _plan(self, causal: bool) -> _Plan | None:
+    def _plan(self, causal: bool) -> Plan | None:
         torchs = nn.TransformerEncoderLayer
         methods = (("_sa_block", torchs._sa_block), ("_ff_block", torchs._ff_block))
         dropouts = (self.dropout1, self.dropout2)
-        return _plan(self, methods, (self.self_attn,), (self.norm1, self.norm2), dropouts, causal)
+        return plan_of(self, methods, (self.self_attn,), (self.norm1, self.norm2), dropouts, causal)
 
-    def _run(self, x: Tensor, rows: Rows, attend: PaddedAttention | None, plan: _Plan) -> Tensor:
-        weights = _block_weights(self, self.norm2)
+    def _run(self, x: Tensor, rows: Rows, attend: PaddedAttention | None, plan: Plan) -> Tensor:
+        weights = block_weights(self, self.norm2)
         options, dropout_p, attention_dropout_p, activation_dropout_p = plan
         return transformer_block(
             x,
@@ -243,7 +91,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             dropout_p=dropout_p,
             attention_dropout_p=attention_dropout_p,
             activation_dropout_p=activation_dropout_p,
-            attend=_dropping(attend, attention_dropout_p),
+            attend=dropping(attend, attention_dropout_p),
         )
 
     def _forward_by_parts(
@@ -255,7 +103,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         x = src
         for norm, part in ((self.norm1, attention), (self.norm2, self._ff_block)):
             x = x + part(norm(x)) if self.norm_first else norm(x + part(x))
-        return _zeros_on_padding(x, src_key_padding_mask, self.self_attn.batch_first)
+        return zeros_on_padding(x, src_key_padding_mask, self.self_attn.batch_first)
 
 
 def _enter_encoder(
@@ -274,8 +122,8 @@ def _enter_encoder(
                 f"src is a nested tensor, which knows its lengths; give no {name} and no src_key_padding_mask"
             )
         return nested_to_rows(src), None
-    _check_input("src", src, attention.embed_dim)
-    batch, seq = _sizes(src, attention.batch_first)
+    check_input("src", src, attention.embed_dim)
+    batch, seq = sizes(src, attention.batch_first)
     shape = (batch, attention.num_heads, seq, seq)
     masks = read_masks((name, "src_key_padding_mask"), attn_mask, key_padding_mask, causal, shape, src.dim() == 3)
     packed = can_pack(src, masks)
@@ -313,34 +161,19 @@ class TransformerEncoder(nn.TransformerEncoder):
         """As src."""
         first = self.layers[0]
         if is_causal is None:
-            is_causal = not src.is_nested and is_causal_mask(mask, _sizes(src, first.self_attn.batch_first)[1])
-        plans = _plans(self.layers, TransformerEncoderLayer, is_causal)
+            is_causal = not src.is_nested and is_causal_mask(mask, sizes(src, first.self_attn.batch_first)[1])
+        plans = plans_of(self.layers, TransformerEncoderLayer, is_causal)
         if plans is None:
             x = src
             for layer in self.layers:
                 x = layer(x, src_mask=mask, is_causal=is_causal, src_key_padding_mask=src_key_padding_mask)
             x = x if self.norm is None else self.norm(x)
-            return _zeros_on_padding(x, src_key_padding_mask, first.self_attn.batch_first)
+            return zeros_on_padding(x, src_key_padding_mask, first.self_attn.batch_first)
         rows, attend = _enter_encoder(first, src, ("mask", mask), src_key_padding_mask, is_causal)
         x = rows.values
         for layer, plan in zip(self.layers, plans, strict=True):
             x = layer._run(x, rows, attend, plan)
-        return _through_norm(self.norm, rows, x)
-
-
-def _plans(layers: nn.ModuleList, kind: Any, causal: bool) -> list[_Plan] | None:
-    """Those of all layers, if one after another they may run on the same rows."""
-    plans = []
-    layouts = set()
-    for layer in layers:
-        if not isinstance(layer, kind) or not is_plain(layer, kind.forward):
-            return None
-        plan = layer._plan(causal)
-        if plan is None:
-            return None
-        plans.append(plan)
-        layouts.add((layer.self_attn.batch_first, plan.options.num_heads))
-    return plans if len(layouts) == 1 else None
+        return through_norm(self.norm, rows, x)
 
 
 class TransformerDecoderLayer(nn.TransformerDecoderLayer):
@@ -353,7 +186,7 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
     @functools.wraps(nn.TransformerDecoderLayer.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _adopt(self)
+        adopt(self)
 
     def forward(
         self,
@@ -375,7 +208,7 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
         rows, memory_rows, attend, attend_memory = _enter_decoder(self, tgt, memory, *masks)
         return rows.restore(self._run(rows.values, rows, attend, memory_rows, attend_memory, plan))
 
-    def _plan(self, causal: bool) -> _Plan | None:
+    def _plan(self, causal: bool) -> Plan | None:
         torchs = nn.TransformerDecoderLayer
         methods = (
             ("_sa_block", torchs._sa_block),
@@ -384,7 +217,7 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
         )
         attentions = (self.self_attn, self.multihead_attn)
         norms = (self.norm1, self.norm2, self.norm3)
-        return _plan(self, methods, attentions, norms, (self.dropout1, self.dropout2, self.dropout3), causal)
+        return plan_of(self, methods, attentions, norms, (self.dropout1, self.dropout2, self.dropout3), causal)
 
     def _run(
         self,
@@ -393,21 +226,21 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
         attend: PaddedAttention | None,
         memory: Tensor,
         attend_memory: PackedAttention | PaddedAttention,
-        plan: _Plan,
+        plan: Plan,
     ) -> Tensor:
         options, dropout_p, attention_dropout_p, activation_dropout_p = plan
         return transformer_block(
             x,
             rows.cu_seqlens,
             rows.max_seqlen,
-            _block_weights(self, self.norm3),
+            block_weights(self, self.norm3),
             options,
             dropout_p=dropout_p,
             attention_dropout_p=attention_dropout_p,
             activation_dropout_p=activation_dropout_p,
-            attend=_dropping(attend, attention_dropout_p),
+            attend=dropping(attend, attention_dropout_p),
             cross=Cross(
-                _cross_weights(self.multihead_attn, self.norm2), memory, _dropping(attend_memory, attention_dropout_p)
+                cross_weights(self.multihead_attn, self.norm2), memory, dropping(attend_memory, attention_dropout_p)
             ),
         )
 
@@ -432,7 +265,7 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
         x = tgt
         for norm, part in parts:
             x = x + part(norm(x)) if self.norm_first else norm(x + part(x))
-        return _zeros_on_padding(x, tgt_key_padding_mask, self.self_attn.batch_first)
+        return zeros_on_padding(x, tgt_key_padding_mask, self.self_attn.batch_first)
 
 
 def _enter_decoder(
@@ -452,10 +285,10 @@ def _enter_decoder(
             "tgt or memory is a nested tensor, which no decoder takes, as in torch; give it padded, with a mask"
         )
     attention = layer.self_attn
-    _check_input("tgt", tgt, attention.embed_dim)
-    _check_input("memory", memory, attention.embed_dim)
-    batch, seq_q = _sizes(tgt, attention.batch_first)
-    memory_batch, seq_k = _sizes(memory, attention.batch_first)
+    check_input("tgt", tgt, attention.embed_dim)
+    check_input("memory", memory, attention.embed_dim)
+    batch, seq_q = sizes(tgt, attention.batch_first)
+    memory_batch, seq_k = sizes(memory, attention.batch_first)
     if tgt.dim() != memory.dim() or batch != memory_batch:
         raise ValueError(
             f"tgt has shape {list(tgt.shape)} and memory {list(memory.shape)}; expected the same batch of both (batch_first is "
@@ -506,17 +339,17 @@ class TransformerDecoder(nn.TransformerDecoder):
         """As tgt."""
         first = self.layers[0]
         if tgt_is_causal is None:
-            tgt_is_causal = is_causal_mask(tgt_mask, _sizes(tgt, first.self_attn.batch_first)[1])
+            tgt_is_causal = is_causal_mask(tgt_mask, sizes(tgt, first.self_attn.batch_first)[1])
         masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask, tgt_is_causal, memory_is_causal)
-        plans = _plans(self.layers, TransformerDecoderLayer, tgt_is_causal)
+        plans = plans_of(self.layers, TransformerDecoderLayer, tgt_is_causal)
         if plans is None:
             x = tgt
             for layer in self.layers:
                 x = layer(x, memory, *masks)
             x = x if self.norm is None else self.norm(x)
-            return _zeros_on_padding(x, tgt_key_padding_mask, first.self_attn.batch_first)
+            return zeros_on_padding(x, tgt_key_padding_mask, first.self_attn.batch_first)
         rows, memory_rows, attend, attend_memory = _enter_decoder(first, tgt, memory, *masks)
         x = rows.values
         for layer, plan in zip(self.layers, plans, strict=True):
             x = layer._run(x, rows, attend, memory_rows, attend_memory, plan)
-        return _through_norm(self.norm, rows, x)
+        return through_norm(self.norm, rows, x)
