@@ -65,13 +65,13 @@ def read_masks(
         if attn_mask.dtype == torch.bool:
             attn_mask = ~attn_mask
         if attn_mask.dim() == 3:
-            attn_mask = attn_mask.view(batch, heads, seq_q, seq_k)
+            attn_mask = attn_mask.reshape(batch, heads, seq_q, seq_k)
     if key_padding_mask is None:
         return Masks(attn_mask, None, causal)
     expected = [batch, seq_k] if batched else [seq_k]
     if list(key_padding_mask.shape) != expected:
         raise ValueError(f"{names[1]} has shape {list(key_padding_mask.shape)}; expected {expected}, True = ignore")
-    key_padding_mask = key_padding_mask.view(batch, seq_k)
+    key_padding_mask = key_padding_mask.reshape(batch, seq_k)
     if key_padding_mask.dtype == torch.bool:
         return Masks(attn_mask, key_padding_mask, causal)
     added = key_padding_mask[:, None, None, :]
