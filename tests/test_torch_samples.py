@@ -35,6 +35,30 @@ TOLERANCES = {
 
 # torch 2.13's samples. Other versions have others: all of theirs run too, and only the counts are not compared.
 COUNTED_VERSION = "2.13"
+COUNTS = {
+    "nn.CrossEntropyLoss": {MATCHES: 297, FLOAT32_LOSS: 18},
+    "nn.LinearCrossEntropyLoss": {MATCHES: 3428, FLOAT32_LOSS: 0},
+    "nn.GELU": {MATCHES: 6},
+    "nn.LayerNorm": {MATCHES: 14},
+    "nn.RMSNorm": {MATCHES: 12},
+    "nn.Softmax": {MATCHES: 6},
+    "nn.MultiheadAttention": {MATCHES: 256},
+    "nn.TransformerEncoder": {MATCHES: 84, ZEROS_ON_PADDING: 64},
+    "nn.TransformerEncoderLayer": {MATCHES: 84, ZEROS_ON_PADDING: 64},
+    "nn.TransformerDecoderLayer": {MATCHES: 70, ZEROS_ON_PADDING: 64},
+    "nn.functional.cross_entropy": {
+        MATCHES: 10,
+        FLOAT32_LOSS: 10,
+        "raises: class probabilities": 28,
+        "raises: class weights": 24,
+        "raises: more than [rows, classes]": 12,
+    },
+    "nn.functional.gelu": {MATCHES: 32},
+    "nn.functional.layer_norm": {MATCHES: 24},
+    "nn.functional.rms_norm": {MATCHES: 24},
+    "nn.functional.scaled_dot_product_attention": {MATCHES: 52, RANDOM: 48},
+    "softmax": {MATCHES: 24, "raises: a scalar": 4},
+}
 
 
 def convert(tree, dtype):
@@ -87,8 +111,11 @@ def weighing(real=None):
     return weigh
 
 
-def names_of(counts):
-    return ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
+def check_counts(name, counts):
+    print(f"{name}: {', '.join(f'{n} {what}' for what, n in sorted(counts.items()))}")
+    assert counts[MATCHES] > 0
+    if torch.__version__.startswith(COUNTED_VERSION):
+        assert dict(counts) == COUNTS[name]
 
 
 NAMESAKES = {
@@ -169,7 +196,7 @@ def test_modules(name):
             torch.manual_seed(0)
             for sample in info.module_inputs_func(info, "cpu", dtype, True, training):
                 counts[module_sample(info.module_cls, sample, dtype, training, gradients=training)] += 1
-    print(f"{name}: {names_of(counts)}")
+    check_counts(name, counts)
 
 
 FUNCTIONS = {
@@ -232,4 +259,15 @@ def test_functions(name):
         torch.manual_seed(0)
         for sample in info.sample_inputs("cpu", dtype, requires_grad=True):
             counts[operation_sample(name, sample, dtype)] += 1
-    print(f"{name}: {names_of(counts)}")
+    check_counts(name, counts)
+
+
+@pytest.mark.parametrize("name", [name for name, info in MODULES.items() if info.module_error_inputs_func])
+def test_what_torch_refuses_is_refused(name):
+    info = MODULES[name]
+    samples = list(info.module_error_inputs_func(info, "cpu", torch.float32, False, True))
+    assert samples
+    for sample in samples:
+        constructor, forward = sample.module_error_input.constructor_input, sample.module_error_input.forward_input
+        with pytest.raises((TypeError, ValueError, RuntimeError)):
+            NAMESAKES[info.module_cls](*constructor.args, **constructor.kwargs)(*forward.args, **forward.kwargs)
