@@ -15,6 +15,11 @@ LENGTHS, MEMORY_LENGTHS = [4, 0, 7, 1], [3, 5, 0, 9]
 NORMS = {"post-norm": False, "pre-norm": True}
 
 
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    torch.set_num_threads(1)  # tensors this small are done before a second one wakes
+
+
 def rows(lengths, width, seed=0, dtype=torch.float64):
     values = torch.randn(sum(lengths), width, dtype=dtype, generator=torch.Generator().manual_seed(seed))
     return PackedBatch.from_lengths(values, lengths)

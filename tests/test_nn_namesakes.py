@@ -32,6 +32,11 @@ MASKS = {
 KINDS = ["MultiheadAttention", "TransformerEncoderLayer", "TransformerDecoderLayer"]
 
 
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    torch.set_num_threads(1)  # tensors this small are done before a second one wakes
+
+
 def fill(module, seed=0):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

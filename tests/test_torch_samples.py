@@ -61,6 +61,11 @@ COUNTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    torch.set_num_threads(1)  # tensors this small are done before a second one wakes
+
+
 def convert(tree, dtype):
     """A copy, every floating-point tensor a leaf of that dtype."""
 
