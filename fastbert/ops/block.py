@@ -11,7 +11,7 @@ from fastbert.ops._common import wants_grad
 from fastbert.ops._registry import answers_with_extension
 
 
-def _is_watched() -> bool:
+def is_watched() -> bool:
     """Whether somebody records, transforms or replaces the operators that are called: a compiler, a tracer, a mode, vmap."""
     return (
         torch.compiler.is_compiling()
@@ -33,7 +33,7 @@ def whole_blocks(
     That is with gradients, under autocast, while something traces, under use_reference(), without the extension, and for
     arguments that the C++ block does not take.
     """
-    if _is_watched() or type(x) is not Tensor or torch.is_autocast_enabled("cpu") or not answers_with_extension():
+    if is_watched() or type(x) is not Tensor or torch.is_autocast_enabled("cpu") or not answers_with_extension():
         return None
     for matrices, vectors, _ in blocks:
         if wants_grad(x, *matrices, *vectors):
