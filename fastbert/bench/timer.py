@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 
 MIN_SAMPLE_SECONDS = 2e-3  # far above the clock's resolution and the interpreter's loop overhead
+SETTLED_SAMPLE_SECONDS = 30e-3  # of short calls in a row, as a server makes them: none but the first finds cold caches
 MIN_ROUNDS = 3
 MAX_ROUNDS = 200
 _CALIBRATIONS = (
@@ -139,13 +140,16 @@ def measure(
     """Time all contenders in turn until the budget is spent, at least `min_rounds` rounds.
 
     With settle_seconds nothing runs for so long before each sample: threads of another contender's pool go on spinning after
-    their work, up to 0.2 s (OpenMP of LLVM and Intel), and would take a core from the next one. One call then wakes its own.
+    their work, up to 0.2 s (OpenMP of LLVM and Intel), and would take a core from the next one. As many calls as a sample has
+    then wake its own, and a sample lasts at least SETTLED_SAMPLE_SECONDS.
 
     Ctrl-C after the first complete round ends the measurement and keeps the complete rounds; before that it propagates.
     `baseline` None or not among the contenders: no ratios.
     """
     if not contenders:
         raise ValueError("nothing to measure")
+    if settle_seconds:
+        min_sample_seconds = max(min_sample_seconds, SETTLED_SAMPLE_SECONDS)
     names = list(contenders)
     samples: dict[str, list[float]] = {name: [] for name in names}
     calls = {}
@@ -166,8 +170,9 @@ def measure(
                     function = contenders[name]
                     if settle_seconds:
                         sleep(settle_seconds)
-                    if calls[name] > 1 or settle_seconds:
-                        function()  # not timed: brings back the caches that the other contenders have emptied
+                    # Not timed: brings back the caches that the other contenders have emptied.
+                    for _ in range(calls[name] if settle_seconds else min(calls[name] - 1, 1)):
+                        function()
                     this_round[name] = clock.measure(function, calls[name]) / calls[name]
             except KeyboardInterrupt:
                 if rounds == 0:

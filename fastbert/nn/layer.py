@@ -292,10 +292,8 @@ def run_blocks(
             return y
     checkpointing = checkpointing and torch.is_grad_enabled()
     for block in blocks:
-        if checkpointing:
-            x = checkpoint(block, x, cu_seqlens, max_seqlen, use_reentrant=False)
-        else:
-            x = block(x, cu_seqlens, max_seqlen)
+        arguments = (x, cu_seqlens, max_seqlen)
+        x = checkpoint(block, *arguments, use_reentrant=False) if checkpointing else block(*arguments)
         if states is not None:
             states.append(x)
     return x
