@@ -123,10 +123,11 @@ void linear(const Linear& a, int threads) {
         for (;;) {
             const int64_t task = next.fetch_add(1, std::memory_order_relaxed);
             if (task >= tasks) return;
-            const int64_t cut = task / panels;
+            const int64_t following = task + ranges;  // this thread's next one where all are equally fast
+            const int64_t cut = task / panels, panel = task % panels;
             const int64_t begin = tiles * cut / cuts * kernels.tile_rows;
             const int64_t end = std::min(tiles * (cut + 1) / cuts * kernels.tile_rows, a.rows);
-            if (begin < end) forward(f, task % panels, begin, end);
+            if (begin < end) forward(f, panel, begin, end, following < tasks ? following % panels : panel);
         }
     });
     scratch.done();

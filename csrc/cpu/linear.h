@@ -53,8 +53,8 @@ struct LinearKernels {
     // for float32.
     void (*convert[kPrecisions][kDtypes])(const void* x, int64_t stride, int64_t in, int64_t depth, uint32_t* units,
                                           float* scales, int64_t begin, int64_t end);
-    // Rows [begin, end) of the panel's channels.
-    void (*forward[kPrecisions])(const LinearForward&, int64_t panel, int64_t begin, int64_t end);
+    // Rows [begin, end) of the panel's channels; meanwhile panel `next` is fetched into the second-level cache.
+    void (*forward[kPrecisions])(const LinearForward&, int64_t panel, int64_t begin, int64_t end, int64_t next);
 };
 
 #ifndef FASTBERT_ISA

@@ -179,8 +179,17 @@ FASTBERT_INLINE vfloat as_float(const LinearForward& a, const Sum<kPrecisionInt8
 
 // ---- a tile: kRows rows, one panel ----
 
+// Of each row of a panel a tile fetches one cache line: as many tiles as a row has lines fetch all of the next panel.
+constexpr int kLine = 64;
+constexpr int kLinesOfRow = (kPanel * 4 + kLine - 1) / kLine;
+
+struct Ahead {
+    const char* at;
+    int64_t step;  // bytes for each unit of depth; 0: nothing is left to fetch
+};
+
 template <int kPrecision, int kRows>
-void tile(const LinearForward& a, const uint32_t* panel, int64_t row, int64_t channel) {
+void tile(const LinearForward& a, const uint32_t* panel, Ahead ahead, int64_t row, int64_t channel) {
     const int64_t depth = a.weights.depth, stride = a.x_stride;
     const unit_at* x[kRows];
 #pragma GCC unroll 8
@@ -188,6 +197,7 @@ void tile(const LinearForward& a, const uint32_t* panel, int64_t row, int64_t ch
     Sum<kPrecision> s[kRows][kVectors] = {};
     for (int64_t k = 0; k < depth; ++k) {
         vuint w[kVectors];
+        __builtin_prefetch(ahead.at + k * ahead.step, 0, 2);
 #pragma GCC unroll 3
         for (int j = 0; j < kVectors; ++j) w[j] = *(const vuint_at*)(panel + k * kPanel + j * kLanes);
 #pragma GCC unroll 8
@@ -207,28 +217,34 @@ void tile(const LinearForward& a, const uint32_t* panel, int64_t row, int64_t ch
 }
 
 template <int kPrecision>
-void forward(const LinearForward& a, int64_t panel_index, int64_t begin, int64_t end) {
-    const int64_t channel = panel_index * kPanel;
-    const uint32_t* const panel = a.weights.panels + channel * a.weights.depth;
+void forward(const LinearForward& a, int64_t panel_index, int64_t begin, int64_t end, int64_t next_index) {
+    const int64_t channel = panel_index * kPanel, depth = a.weights.depth;
+    const uint32_t* const panel = a.weights.panels + channel * depth;
+    const char* const next = (const char*)(a.weights.panels + next_index * kPanel * depth);
+    Ahead ahead = {next, next_index == panel_index ? 0 : kLine};
     int64_t row = begin;
-    for (; row + kTileRows <= end; row += kTileRows) tile<kPrecision, kTileRows>(a, panel, row, channel);
+    for (; row + kTileRows <= end; row += kTileRows) {
+        tile<kPrecision, kTileRows>(a, panel, ahead, row, channel);
+        ahead.at += depth * ahead.step;
+        if (ahead.at >= next + kLinesOfRow * depth * kLine) ahead = {next, 0};
+    }
     switch (end - row) {
 #if defined(__AVX512F__)
         case 7:
-            return tile<kPrecision, 7>(a, panel, row, channel);
+            return tile<kPrecision, 7>(a, panel, ahead, row, channel);
         case 6:
-            return tile<kPrecision, 6>(a, panel, row, channel);
+            return tile<kPrecision, 6>(a, panel, ahead, row, channel);
         case 5:
-            return tile<kPrecision, 5>(a, panel, row, channel);
+            return tile<kPrecision, 5>(a, panel, ahead, row, channel);
         case 4:
-            return tile<kPrecision, 4>(a, panel, row, channel);
+            return tile<kPrecision, 4>(a, panel, ahead, row, channel);
 #endif
         case 3:
-            return tile<kPrecision, 3>(a, panel, row, channel);
+            return tile<kPrecision, 3>(a, panel, ahead, row, channel);
         case 2:
-            return tile<kPrecision, 2>(a, panel, row, channel);
+            return tile<kPrecision, 2>(a, panel, ahead, row, channel);
         case 1:
-            return tile<kPrecision, 1>(a, panel, row, channel);
+            return tile<kPrecision, 1>(a, panel, ahead, row, channel);
     }
 }
 
