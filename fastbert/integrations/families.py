@@ -122,7 +122,7 @@ class Family:
 
     def is_causal(self, config: Any) -> bool:
         """Whether a model of this configuration is."""
-        return self.causal or (self.may_decode and config.is_decoder)
+        return self.causal or (self.may_decode and bool(config.is_decoder))
 
     @property
     def modeling(self) -> str:

@@ -31,15 +31,6 @@ _FLAGS = ("output_attentions", "output_hidden_states", "return_dict")
 _TENSORS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 
 _exact = threading.local()
-_GLOBAL_HOOKS = [
-    functools.partial(getattr, nn.modules.module, name)
-    for name in (
-        "_global_forward_hooks",
-        "_global_forward_pre_hooks",
-        "_global_backward_hooks",
-        "_global_backward_pre_hooks",
-    )
-]
 
 
 @contextmanager
@@ -56,6 +47,16 @@ def by_transformers(reason: str) -> Iterator[None]:
 def is_traced() -> bool:
     """Whether values cannot be looked at: torch.jit traces the call, or torch.func transforms it."""
     return torch._C._get_tracing_state() is not None or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _hooks_on_all_modules() -> bool:
+    every = nn.modules.module
+    return bool(
+        every._global_forward_hooks
+        or every._global_forward_pre_hooks
+        or every._global_backward_hooks
+        or every._global_backward_pre_hooks
+    )
 
 
 @dataclass
@@ -79,15 +80,13 @@ class State:
     def plan_for(self, model: nn.Module, family: Family) -> Plan:
         """The plan, made anew where the model's modules have changed. Raises Unsupported."""
         plan = self.plan
-        if plan is not None:
-            changed = plan.stack_changed(model)
-            if changed is None:
-                return plan
+        if plan is not None and plan.changed(model) is None:
+            return plan
         if getattr(model, "_is_replica", False):
             raise Unsupported("torch.nn.DataParallel runs a copy of the model")
         self.plan = None
         plan = Plan(model, family, self.precision)
-        changed = plan.stack_changed(model)
+        changed = plan.changed(model)
         if changed is not None:
             raise Unsupported(changed)
         self.plan = plan
@@ -123,7 +122,10 @@ def packed_forward(stock: type[nn.Module], family: Family) -> Callable[..., Any]
             return original(self, *args, **kwargs)
         state: State = self._fastbert
         try:
-            call = read_call(self, family, dict(zip(names, args, strict=False)) | kwargs)
+            positional = dict(zip(names, args, strict=False))
+            if len(args) > len(names) or not positional.keys().isdisjoint(kwargs):
+                raise Unsupported("arguments that it does not take")
+            call = read_call(self, family, positional | kwargs)
             plan = state.plan_for(self, family)
             batch, hidden = embed(self, family, plan, call, state)
             blocks = [(layer, layer.block(hidden.dtype)) for layer in plan.layers]
@@ -145,7 +147,7 @@ def read_call(model: Any, family: Family, arguments: dict[str, Any]) -> Call:
         raise Unsupported(reason)
     if is_traced():
         raise Unsupported("the call is traced or transformed")
-    if any(hooks() for hooks in _GLOBAL_HOOKS):
+    if _hooks_on_all_modules():
         raise Unsupported("hooks on all modules")
     config = model.config
     flags = {}
@@ -153,9 +155,8 @@ def read_call(model: Any, family: Family, arguments: dict[str, Any]) -> Call:
         default = getattr(config, name, name == "return_dict")
         value = arguments.pop(name, default)
         if value is None and bool(default) is not (name == "return_dict"):
-            raise Unsupported(
-                f"{name} is None against the configuration"
-            )  # versions of transformers differ in its meaning
+            # Versions of transformers differ in what that means.
+            raise Unsupported(f"{name} is None against the configuration")
         flags[name] = (name == "return_dict") if value is None else value
     if flags["output_attentions"]:
         raise Unsupported("output_attentions")
@@ -190,9 +191,9 @@ def _check_tensors(model: Any, call: Call) -> None:
     ids, embeds = call.input_ids, call.inputs_embeds
     given = embeds if ids is None else ids
     if type(given) is not Tensor or (ids is not None and embeds is not None):
-        raise Unsupported("input_ids and inputs_embeds")
+        raise Unsupported("input_ids and inputs_embeds together, or neither, or of a tensor's subclass")
     if given.dim() != (2 if ids is not None else 3) or given.is_meta or given.numel() == 0:
-        raise Unsupported(f"input of shape {list(given.shape)}")
+        raise Unsupported("an input of another number of dimensions, or empty, or without memory")
     if ids is not None and ids.dtype not in (torch.int64, torch.int32):
         raise Unsupported(f"input_ids are {ids.dtype}")
     batch, seq = given.shape[:2]
@@ -201,10 +202,10 @@ def _check_tensors(model: Any, call: Call) -> None:
         if tensor is None:
             continue
         if type(tensor) is not Tensor or tensor.dim() != 2 or tensor.device != given.device:
-            raise Unsupported(f"{name} is no matrix beside the input")
+            raise Unsupported(f"{name} is no matrix on the input's device")
         rows, columns = tensor.shape
         if columns != seq or not (rows == batch or (rows == 1 and name == "position_ids")):
-            raise Unsupported(f"{name} of shape {list(tensor.shape)}")
+            raise Unsupported(f"{name} is not of the input's shape")
         if name != "attention_mask" and tensor.dtype not in (torch.int64, torch.int32):
             raise Unsupported(f"{name} are {tensor.dtype}")
 
@@ -235,7 +236,7 @@ def embed(model: Any, family: Family, plan: Plan, call: Call, state: State) -> t
                 offset = padding_idx + 1
             rows = tables.position["weight"].shape[0]
             if ids.shape[1] + offset > rows:
-                raise Unsupported(f"{ids.shape[1]} tokens for {rows} positions")
+                raise Unsupported("more tokens than positions")
         batch = pack(ids, mask, position_ids=positions, token_type_ids=call.token_type_ids)
         hidden = _look_up(tables, batch)
     return batch, _project(model, family, hidden)

@@ -239,17 +239,25 @@ class Plan:
         reason = family.unsupported(model)
         if reason is not None:
             raise Unsupported(reason)
+        self._family = family
+        self._causal = family.is_causal(model.config)
         self._model = model._modules  # a copy of torch.nn.DataParallel has another
+        try:
+            self._read(model, precision)
+        except AttributeError as error:
+            raise Unsupported(f"its modules are not those of {family.base}: {error}") from error
+
+    def _read(self, model: Any, precision: str) -> None:
+        family = self._family
         self._stack = Watch(family)
         for path in family.stack:
             if not hasattr(model, path):
                 continue  # ELECTRA's projection, where embeddings have the layers' width
             self._stack.add_all(model, path)
-        heads, causal = model.config.num_attention_heads, family.is_causal(model.config)
+        heads = model.config.num_attention_heads
         modules = family.layers(model)
-        made = {module: Layer(module, family.layer, heads, causal, precision) for module in dict.fromkeys(modules)}
+        made = {m: Layer(m, family.layer, heads, self._causal, precision) for m in dict.fromkeys(modules)}
         self.layers = [made[module] for module in modules]
-        self._family = family
         self._tables = self._read_embeddings(model)
 
     def _read_embeddings(self, model: nn.Module) -> Embeddings | None:
@@ -279,9 +287,13 @@ class Plan:
             root.dropout,
         )
 
-    def stack_changed(self, model: nn.Module) -> str | None:
-        """What was replaced or hooked in the layers since, or None."""
-        return "the model is a replica" if model._modules is not self._model else self._stack.changed()
+    def changed(self, model: Any) -> str | None:
+        """What of the layers was replaced, hooked or set otherwise since, or None."""
+        if model._modules is not self._model:
+            return "the model is a replica"
+        if self._family.is_causal(model.config) is not self._causal:
+            return "config.is_decoder was changed"
+        return self._stack.changed()
 
     def tables(self, model: nn.Module) -> Embeddings | None:
         """The embeddings' parameters; None where their modules have to be called."""
