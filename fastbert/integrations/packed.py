@@ -237,7 +237,8 @@ def embed(model: Any, family: Family, plan: Plan, call: Call, state: State) -> t
             rows = tables.position["weight"].shape[0]
             if ids.shape[1] + offset > rows:
                 raise Unsupported("more tokens than positions")
-        batch = pack(ids, mask, position_ids=positions, token_type_ids=call.token_type_ids)
+        types = None if tables.token_type is None else call.token_type_ids  # without a table transformers ignores them
+        batch = pack(ids, mask, position_ids=positions, token_type_ids=types)
         hidden = _look_up(tables, batch)
     return batch, _project(model, family, hidden)
 
