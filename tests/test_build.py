@@ -20,7 +20,7 @@ PACKAGE_FILES = {
     "fastbert/py.typed",
     "fastbert/_C.pyi",
     "fastbert/cpu/layer_norm.py",
-    "fastbert/integrations/transformers.py",
+    "fastbert/integrations/transformers/attention.py",
     "fastbert/models/sentence_encoder.py",
     "fastbert/tokenizer/wordpiece.py",
 }

@@ -4,6 +4,7 @@ Every base model of a known family inside the given module gets another class, a
 (``fastbert.integrations.packed``). Parameters, ``state_dict``, configuration and everything around it stay what they are.
 """
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,13 +73,20 @@ class Kept:
 
 @dataclass(frozen=True)
 class Report:
-    """What ``optimize`` did with a model, or would not do and why; print it."""
+    """What ``optimize`` did with a model, or would not do and why; print it.
+
+    Attributes:
+        replaced: models that run packed.
+        kept: models that do not.
+        pipelines: how texts get into the models of sentence-transformers.
+    """
 
     replaced: tuple[Replaced, ...]
     kept: tuple[Kept, ...]
+    pipelines: tuple[Any, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join(map(str, (*self.replaced, *self.kept))) or "no model of transformers is in it"
+        return "\n".join(map(str, (*self.replaced, *self.kept, *self.pipelines))) or "no model of transformers is in it"
 
 
 def optimize(model: Model, *, precision: str | None = None, strict: bool = False) -> Model:
@@ -122,6 +130,11 @@ def optimize(model: Model, *, precision: str | None = None, strict: bool = False
             kept.append(Kept(path, type(base).__name__, reason))
     if not plans or (strict and kept):
         raise ValueError(_nothing_to_do(model, kept))
+    texts = _texts_of(model)
+    if texts is not None:
+        replace_tokenizers, reasons = texts.prepare(model)
+        if strict and reasons:
+            raise ValueError("; ".join(reasons))
     swaps: dict[nn.Module, type] = {}
     states = {}
     for base, family, heads in plans:
@@ -132,6 +145,8 @@ def optimize(model: Model, *, precision: str | None = None, strict: bool = False
         module.__class__ = cls
     for base, state in states.items():
         base.__dict__["_fastbert"] = state
+    if texts is not None:
+        replace_tokenizers()
     return model
 
 
@@ -154,6 +169,9 @@ def restore(model: Model) -> Model:
     for module in optimized:
         module.__class__ = type(module)._fastbert_stock
         module.__dict__.pop("_fastbert", None)
+    texts = _texts_of(model)
+    if texts is not None:
+        texts.restore(model)
     return model
 
 
@@ -189,7 +207,15 @@ def report(model: nn.Module) -> Report:
     for path, base, family in found:
         reason = _why_not(base, family, [], "fp32") or "fastbert.optimize was not called"
         kept.append(Kept(path, type(base).__name__, reason))
-    return Report(tuple(replaced), tuple(kept))
+    texts = _texts_of(model)
+    return Report(tuple(replaced), tuple(kept), () if texts is None else tuple(texts.pipelines(model)))
+
+
+def _texts_of(model: nn.Module) -> Any:
+    """The module for models that take texts, if sentence-transformers made this one; it is imported only then."""
+    if not any(type(module).__module__.startswith("sentence_transformers.") for module in model.modules()):
+        return None
+    return importlib.import_module("fastbert.integrations.sentence_transformers")
 
 
 def _check_module(model: object) -> None:
