@@ -22,7 +22,10 @@ from torch import Tensor, nn
 from fastbert import functional as F
 from fastbert.integrations.families import Family, Unsupported
 from fastbert.integrations.plan import Embeddings, Layer, Plan
+from fastbert.nn import BlockWeights
 from fastbert.nn._modules import product
+from fastbert.nn.block import as_whole
+from fastbert.ops.block import whole_blocks
 from fastbert.packing import PackedBatch, pack, unpack
 
 # What a base model's forward may be given and has no part in: a head's loss reads it.
@@ -128,7 +131,7 @@ def packed_forward(stock: type[nn.Module], family: Family) -> Callable[..., Any]
             call = read_call(self, family, positional | kwargs)
             plan = state.plan_for(self, family)
             batch, hidden = embed(self, family, plan, call, state)
-            blocks = [(layer, layer.block(hidden.dtype)) for layer in plan.layers]
+            blocks = [(layer, layer.weights(hidden.dtype)) for layer in plan.layers]
             bias = family.attention_bias(self, batch)
         except Unsupported as reason:
             state.calls[str(reason)] += 1
@@ -292,7 +295,7 @@ def encode(model: Any, batch: PackedBatch) -> Tensor:
     if batch.token_type_ids is not None and tables.token_type is None:
         batch = replace(batch, token_type_ids=None)
     hidden = _project(model, family, _look_up(tables, batch))
-    blocks = [(layer, layer.block(hidden.dtype)) for layer in plan.layers]
+    blocks = [(layer, layer.weights(hidden.dtype)) for layer in plan.layers]
     bias = family.attention_bias(model, batch)
     model._fastbert.calls["packed"] += 1
     return run_layers(model, family, batch, hidden, blocks, bias, False)[0]
@@ -312,31 +315,40 @@ def run_layers(
     family: Family,
     batch: PackedBatch,
     hidden: Tensor,  # [total, hidden]
-    blocks: list[tuple[Layer, Callable[..., Tensor]]],
+    blocks: list[tuple[Layer, BlockWeights | None]],
     bias: Tensor | None,  # [heads, seq, seq], of the attention
     keep_states: bool,
 ) -> tuple[Tensor, list[Tensor] | None]:
     """The last layer's output [total, hidden], normed where the model norms it; and, if kept, the input of each layer and it."""
     dtype = hidden.dtype
     states = [hidden] if keep_states else None
-    for layer, of_tokens in blocks:
-        attention, out, down = layer.dropouts()
-        block = functools.partial(
-            of_tokens,
-            cu_seqlens=batch.cu_seqlens,
-            max_seqlen=batch.max_seqlen,
-            dropout_p=out,
-            attention_dropout_p=attention,
-            feed_forward_dropout_p=down,
-            attention_bias=bias,
-        )
-        module = layer.module
-        if module.training and getattr(module, "gradient_checkpointing", False):
-            hidden = module._gradient_checkpointing_func(block, hidden)
-        else:
-            hidden = block(hidden)
-        if states is not None:
-            states.append(hidden)
+    dropouts = [layer.dropouts() for layer, _ in blocks]
+    whole = None
+    if states is None and bias is None and hidden.is_cpu and not any(map(any, dropouts)):
+        described = [as_whole(weights, layer.options) for layer, weights in blocks if weights is not None]
+        if len(described) == len(blocks):
+            whole = whole_blocks(hidden, batch.cu_seqlens, batch.max_seqlen, described)
+    if whole is not None:
+        hidden = whole
+    else:
+        for (layer, weights), (attention, out, down) in zip(blocks, dropouts, strict=True):
+            block = functools.partial(
+                layer.run,
+                weights,
+                cu_seqlens=batch.cu_seqlens,
+                max_seqlen=batch.max_seqlen,
+                dropout_p=out,
+                attention_dropout_p=attention,
+                feed_forward_dropout_p=down,
+                attention_bias=bias,
+            )
+            module = layer.module
+            if module.training and getattr(module, "gradient_checkpointing", False):
+                hidden = module._gradient_checkpointing_func(block, hidden)
+            else:
+                hidden = block(hidden)
+            if states is not None:
+                states.append(hidden)
     if family.final_norm is not None:
         hidden = model.get_submodule(family.final_norm)(hidden)
         if states is not None:

@@ -1,7 +1,5 @@
 """What of a base model a packed forward reads past its modules: found once, and looked at again before every call."""
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -167,14 +165,20 @@ class Layer:
         )
         return attention, out, down
 
-    def block(self, dtype: torch.dtype) -> Callable[..., Tensor]:
-        """``fastbert.nn.transformer_block`` with the layer's parameters or modules. Raises Unsupported as ``weights``."""
-        if self._modules is not None:
-            return functools.partial(transformer_block_by_modules, modules=self._modules, options=self.options)
-        return functools.partial(transformer_block, weights=self.weights(dtype), options=self.options)
+    def run(self, weights: BlockWeights | None, x: Tensor, **arguments: Any) -> Tensor:
+        """``fastbert.nn.transformer_block`` with what ``weights`` gave, and the block's further arguments."""
+        if weights is not None:
+            return transformer_block(x, weights=weights, options=self.options, **arguments)
+        assert self._modules is not None
+        return transformer_block_by_modules(x, modules=self._modules, options=self.options, **arguments)
 
-    def weights(self, dtype: torch.dtype) -> BlockWeights:
-        """The parameters as they are now. Raises Unsupported unless they are plain tensors, the matrices of this dtype."""
+    def weights(self, dtype: torch.dtype) -> BlockWeights | None:
+        """The parameters as they are now; None where adapters among the modules have to be called.
+
+        Raises Unsupported unless they are plain tensors, the matrices of this dtype.
+        """
+        if self._modules is not None:
+            return None
         matrices: list[Any] = []
         for each in self._linears:
             weight: Any = each["weight"]
