@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 from transformers import (
     AlbertModel,
     BertForMaskedLM,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
     BertModel,
     DistilBertModel,
@@ -595,6 +596,19 @@ def test_report_names_what_transformers_answered():
         "  calls answered by transformers: 1, output_attentions",
     ]
     assert str(fastbert.report(nn.Linear(2, 2))) == "no model of transformers is in it"
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+def test_question_answering_is_served_unless_its_loss_is_asked_for(padding):
+    model = make(BertForQuestionAnswering)
+    given = inputs(model, padding, labels=False)
+    mask = given["attention_mask"].bool()
+    with torch.no_grad():
+        expected = model(**given)
+        actual = fastbert.optimize(model)(**given)
+    assert calls(model) == {"packed": 1}
+    assert_close(actual.start_logits[mask], expected.start_logits[mask])
+    assert_close(actual.end_logits[mask], expected.end_logits[mask])
 
 
 def test_left_padding_and_the_first_column(model):

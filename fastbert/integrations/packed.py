@@ -2,8 +2,8 @@
 
 A call is packed once, before the embeddings where these are nothing but tables and a norm, and unpacked once behind the last
 layer. Whatever a packed forward does not do is transformers' to answer, for that call: attention weights, masks of more than two
-dimensions, caches, hooks and adapters inside the layers, tracing. Padded positions come back as zeros; a call whose caller would
-read more there than a loss ignores is transformers' too.
+dimensions, caches, hooks and unknown modules inside the layers, tracing, compiling. Padded positions come back as zeros; a call
+whose pooler or head reads more of them than a loss ignores is transformers' too.
 """
 
 import functools
