@@ -3,8 +3,8 @@
 A family is a description and, where it must be, a small function; what runs is ``fastbert.integrations.packed``. Paths are
 those of submodules, from the base model or, in a ``LayerLayout``, from a layer.
 
-Another family is another entry of ``FAMILIES``, with a layout if its layers are none of those here, and the sizes of a tiny model in
-``tests/optimize_samples.py``, where the tests find it.
+Another family is another entry of ``FAMILIES``, with a layout if its layers are none of those here, and the sizes of a tiny model
+in ``tests/optimize_samples.py``, where the tests find it.
 """
 
 import importlib
