@@ -179,6 +179,8 @@ class Layer:
         """
         if self._modules is not None:
             return None
+        if not all("weight" in each and "bias" in each for each in (*self._linears, *self._norms)):
+            raise Unsupported("parameters that are attributes of another kind, as FullyShardedDataParallel makes them")
         matrices: list[Any] = []
         for each in self._linears:
             weight: Any = each["weight"]
@@ -308,6 +310,6 @@ class Plan:
         tables = self._tables
         if tables is None:
             return None
-        if any(type(each["weight"]) not in (Parameter, Tensor) for each in tables[:4] if each is not None):
+        if any(type(each.get("weight")) not in (Parameter, Tensor) for each in tables[:4] if each is not None):
             return None
-        return tables
+        return tables if "bias" in tables.norm else None
