@@ -172,6 +172,29 @@ def test_token_types_of_tokenizers_are_ignored_without_a_table(family):
     assert calls(model) == {"packed": 2}
 
 
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("ALBERT", {"num_hidden_layers": 6, "num_hidden_groups": 3, "inner_group_num": 2}),
+        ("ELECTRA", {"embedding_size": 16}),
+        ("GPT-2", {"reorder_and_upcast_attn": True, "activation_function": "relu"}),
+        *[
+            ("BERT", {"hidden_act": name})
+            for name in ("gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "tanh")
+        ],
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
+)
+def test_configurations_of_a_family(family, changes):
+    model = make(BASES[list(FAMILY).index(family)], **changes).double()
+    given = inputs(model, labels=False) | {"use_cache": False}
+    with torch.no_grad():
+        expected = model(**given)[0]
+        actual = fastbert.optimize(model)(**given)[0]
+    assert calls(model) == {"packed": 1}
+    assert_equal(actual, expected, given)
+
+
 def test_task_types_of_ernie():
     model = make(BASES[list(FAMILY).index("ERNIE")]).double()
     given = inputs(model, labels=False)
