@@ -7,7 +7,7 @@ pytest.importorskip("transformers")
 
 import fastbert
 from tests.numerics import assert_close_to_exact
-from tests.optimize_samples import FAMILY, classes, inputs, make
+from tests.optimize_samples import FAMILY, calls, classes, inputs, make
 
 CLASSES = [cls for family in FAMILY for cls in classes(family)]
 BASES = [next(cls for cls in classes(name) if cls.__name__ == family.base) for name, family in FAMILY.items()]
@@ -20,10 +20,6 @@ def _one_thread(threads):
 
 def by_name(cls):
     return cls.__name__
-
-
-def calls(model) -> dict[str, int]:
-    return fastbert.report(model).replaced[0].calls
 
 
 def is_served(cls: type, padding: str) -> bool:
