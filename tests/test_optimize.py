@@ -74,7 +74,11 @@ def test_outputs_losses_and_gradients_are_transformers_own(cls, padding):
     """In float64, where the two differ by nothing but rounding."""
     model = make(cls).double().train()
     given = inputs(model, padding)
-    expected, expected_loss, expected_gradients = step(model, given)
+    try:
+        expected, expected_loss, expected_gradients = step(model, given)
+    except (IndexError, TypeError) as error:  # XLM-RoBERTa's and CamemBERT's in transformers 5.0
+        assert cls.__name__.endswith("ForMultipleChoice")
+        pytest.skip(f"transformers' own model fails: {error}")
     assert fastbert.optimize(model) is model
     actual, loss, gradients = step(model, given)
     assert ("packed" in calls(model)) == is_served(cls, padding), calls(model)

@@ -151,8 +151,9 @@ def test_weights_are_packed_once():
         fastbert.drop_packed_weights()
         given = inputs(model) | {"use_cache": False}
         fastbert.optimize(model)
-        with torch.no_grad():
+        with torch.inference_mode():
             model(**given)
+            assert fastbert.packed_weights_info().count >= 4
             once = fastbert.packed_weights_info()
             model(**given)
         assert fastbert.packed_weights_info() == once
@@ -247,6 +248,27 @@ def test_a_removed_layer_is_served(model):
     drop_layer(model)
     actual = logits(model, given)
     assert calls(model) == {"packed": 2}
+    assert_close(actual, logits(fastbert.restore(model), given))
+
+
+def test_a_hook_on_all_modules_sees_them(model):
+    fastbert.optimize(model)
+    seen = []
+    with nn.modules.module.register_module_forward_hook(lambda module, args, output: seen.append(module)):
+        logits(model, inputs(model))
+    assert model.bert.encoder.layer[1].output in seen
+    assert calls(model) == {"hooks on all modules": 1}
+
+
+def test_a_resized_vocabulary_is_read_anew(model):
+    given = inputs(model)
+    fastbert.optimize(model)
+    logits(model, given)
+    model.resize_token_embeddings(70)
+    given["input_ids"][0, 1] = 65
+    actual = logits(model, given)
+    assert calls(model) == {"packed": 2}
+    assert model.bert._fastbert.plan.tables(model.bert).word["weight"].shape[0] == 70
     assert_close(actual, logits(fastbert.restore(model), given))
 
 
@@ -374,7 +396,7 @@ def test_generation_with_a_cache():
     with torch.no_grad():
         assert model(**given).past_key_values is not None
         model(**given, use_cache=False)
-    assert calls(model)["packed"] == 1 and calls(model)["use_cache"] >= 1
+    assert calls(model)["packed"] == 1 and calls(model)["use_cache=True"] >= 1
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True], ids=["saved-tensors", "reentrant"])
@@ -522,6 +544,9 @@ def test_refusals_leave_the_model_as_it_was(model):
     refused("meta device", mixed)
     refused("scales attention otherwise", make(GPT2Model, scale_attn_by_inverse_layer_idx=True))
     refused("has cross-attention", make(BertModel, is_decoder=True, add_cross_attention=True))
+    patched = make(BertForSequenceClassification)
+    patched.forward = patched.forward
+    refused("the forward of this BertForSequenceClassification was replaced", patched)
     fastbert.optimize(model)
     refused("optimized already; call fastbert.restore")
     refused("optimized already", nn.ModuleList([make(BertModel), model]))

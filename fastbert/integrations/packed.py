@@ -31,6 +31,15 @@ _FLAGS = ("output_attentions", "output_hidden_states", "return_dict")
 _TENSORS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 
 _exact = threading.local()
+_GLOBAL_HOOKS = [
+    functools.partial(getattr, nn.modules.module, name)
+    for name in (
+        "_global_forward_hooks",
+        "_global_forward_pre_hooks",
+        "_global_backward_hooks",
+        "_global_backward_pre_hooks",
+    )
+]
 
 
 @contextmanager
@@ -136,6 +145,8 @@ def read_call(model: Any, family: Family, arguments: dict[str, Any]) -> Call:
         raise Unsupported(reason)
     if is_traced():
         raise Unsupported("the call is traced or transformed")
+    if any(hooks() for hooks in _GLOBAL_HOOKS):
+        raise Unsupported("hooks on all modules")
     config = model.config
     flags = {}
     for name in _FLAGS:
@@ -154,11 +165,11 @@ def read_call(model: Any, family: Family, arguments: dict[str, Any]) -> Call:
         raise Unsupported("config.is_causal")
     use_cache = arguments.pop("use_cache", None)
     if family.is_causal(config):
-        # In training the cache that the configuration asks for is of no use.
-        if use_cache is None:
-            use_cache = config.use_cache and not model.training
         if use_cache:
-            raise Unsupported("use_cache")
+            raise Unsupported("use_cache=True")
+        # In training the cache that the configuration asks for is of no use.
+        if use_cache is None and config.use_cache and not model.training:
+            raise Unsupported("a cache, by the configuration's default; use_cache=False would do without")
     tensors = {name: arguments.pop(name, None) for name in _TENSORS}
     further = {}
     for name, value in arguments.items():
@@ -205,7 +216,7 @@ def embed(model: Any, family: Family, plan: Plan, call: Call, state: State) -> t
         mask = mask != 0
         if state.reads_first_column and not mask[:, 0].all():
             raise Unsupported("padding in the first column, which the pooler or the head reads")
-    tables = plan.tables()
+    tables = plan.tables(model)
     if call.input_ids is None or call.further or (tables is not None and _needs_modules(tables)):
         tables = None
     if tables is None:
@@ -271,7 +282,7 @@ def encode(model: Any, batch: PackedBatch) -> Tensor:
     """
     family: Family = model._fastbert_family
     plan = model._fastbert.plan_for(model, family)
-    tables = plan.tables()
+    tables = plan.tables(model)
     if tables is None or _needs_modules(tables):
         raise Unsupported("the embeddings have to be called padded")
     if family.counts_tokens:

@@ -223,7 +223,8 @@ class _Transposed:
         view = self._view
         if view is None or self._of is not weight or view.data_ptr() != weight.data_ptr():
             self._of = weight
-            self._view = view = Parameter(weight.detach().t(), requires_grad=False)
+            with torch.inference_mode(False):  # a tensor made under inference_mode has no version, and is not packed
+                self._view = view = Parameter(weight.detach().t(), requires_grad=False)
         return view
 
 
@@ -248,11 +249,12 @@ class Plan:
         modules = family.layers(model)
         made = {module: Layer(module, family.layer, heads, causal, precision) for module in dict.fromkeys(modules)}
         self.layers = [made[module] for module in modules]
-        self._embeddings = Watch(family)
-        self._tables = self._read_embeddings(model, family)
+        self._family = family
+        self._tables = self._read_embeddings(model)
 
-    def _read_embeddings(self, model: nn.Module, family: Family) -> Embeddings | None:
-        path = family.embeddings
+    def _read_embeddings(self, model: nn.Module) -> Embeddings | None:
+        self._embeddings = Watch(self._family)
+        path = self._family.embeddings
         if path is None:
             return None
         root: Any = model.get_submodule(path)
@@ -281,10 +283,14 @@ class Plan:
         """What was replaced or hooked in the layers since, or None."""
         return "the model is a replica" if model._modules is not self._model else self._stack.changed()
 
-    def tables(self) -> Embeddings | None:
-        """The embeddings' parameters; None where their modules have to be called, for another reason than at first too."""
+    def tables(self, model: nn.Module) -> Embeddings | None:
+        """The embeddings' parameters; None where their modules have to be called."""
+        if self._embeddings.changed() is not None:
+            self._tables = self._read_embeddings(model)  # resize_token_embeddings makes a new table
+            if self._embeddings.changed() is not None:
+                return None
         tables = self._tables
-        if tables is None or self._embeddings.changed() is not None:
+        if tables is None:
             return None
         if any(type(each["weight"]) not in (Parameter, Tensor) for each in tables[:4] if each is not None):
             return None
