@@ -9,7 +9,20 @@ from fastbert.ops._registry import BackendStatus, MissingBackendWarning, backend
 
 if TYPE_CHECKING:
     from fastbert.integrations.optimize import optimize, optimized, report, restore
-    from fastbert.models import BertConfig, BertModel, SentenceEncoder
+    from fastbert.models import (
+        BertConfig,
+        BertForMaskedLM,
+        BertForNextSentencePrediction,
+        BertForPreTraining,
+        BertForQuestionAnswering,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+        BertModel,
+        GPTConfig,
+        GPTForCausalLM,
+        GPTModel,
+        SentenceEncoder,
+    )
     from fastbert.ops.packed_weights import drop_packed_weights, packed_weights_info
     from fastbert.packing import PackedBatch, pack, unpack
     from fastbert.tokenizer import WordPieceTokenizer
@@ -17,7 +30,16 @@ if TYPE_CHECKING:
 __all__ = [
     "BackendStatus",
     "BertConfig",
+    "BertForMaskedLM",
+    "BertForNextSentencePrediction",
+    "BertForPreTraining",
+    "BertForQuestionAnswering",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
     "BertModel",
+    "GPTConfig",
+    "GPTForCausalLM",
+    "GPTModel",
     "MissingBackendWarning",
     "PackedBatch",
     "SentenceEncoder",
@@ -40,6 +62,15 @@ __all__ = [
 _LAZY = {
     "BertConfig": "fastbert.models",
     "BertModel": "fastbert.models",
+    "BertForMaskedLM": "fastbert.models",
+    "BertForNextSentencePrediction": "fastbert.models",
+    "BertForPreTraining": "fastbert.models",
+    "BertForQuestionAnswering": "fastbert.models",
+    "BertForSequenceClassification": "fastbert.models",
+    "BertForTokenClassification": "fastbert.models",
+    "GPTConfig": "fastbert.models",
+    "GPTForCausalLM": "fastbert.models",
+    "GPTModel": "fastbert.models",
     "SentenceEncoder": "fastbert.models",
     "WordPieceTokenizer": "fastbert.tokenizer",
     "PackedBatch": "fastbert.packing",

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as TF
 
 from fastbert.ops.pack import pack_rows, unpack_rows
 
@@ -49,7 +50,7 @@ class PackedBatch:
         for name, optional in (("token_type_ids", self.token_type_ids), ("indices", self.indices)):
             if optional is not None:
                 check_tensor(f"PackedBatch.{name}", optional, "int64 [total], or None")
-        if type(self.max_seqlen) is not int:
+        if not isinstance(self.max_seqlen, int | torch.SymInt) or isinstance(self.max_seqlen, bool):
             object.__setattr__(self, "max_seqlen", as_integer("PackedBatch.max_seqlen", self.max_seqlen))
         total = self.values.shape[0] if self.values.dim() else -1
         if total < 0:
@@ -76,6 +77,13 @@ class PackedBatch:
                 raise ValueError(
                     f"PackedBatch.{name} is on {tensor.device}, values on {self.values.device}; use .to(device)"
                 )
+
+    @classmethod
+    def of_valid(cls, **fields: Any) -> "PackedBatch":
+        """A batch of fields that are right by construction. Checking them takes longer than tokenizing a short text."""
+        self = object.__new__(cls)
+        self.__dict__.update(fields)  # the others have defaults, which the class holds
+        return self
 
     @classmethod
     def from_lengths(
@@ -221,6 +229,8 @@ def pack(
     device = padded.device
 
     real: Tensor | None = None
+    if torch.compiler.is_exporting() and lengths is None:
+        return _pack_exported(padded, key_padding_mask, position_ids, token_type_ids)
     if key_padding_mask is not None:
         real, host_lengths = _read_mask(key_padding_mask, batch, seq, device)
     elif lengths is not None:
@@ -241,6 +251,21 @@ def pack(
         else:
             indices = _flat_indices(cu_seqlens, total, seq, at_right=padding_side == "left")
 
+    return _packed_by(padded, indices, cu_seqlens, _largest(host_lengths), host_lengths, position_ids, token_type_ids)
+
+
+def _packed_by(
+    padded: Tensor,  # [batch, seq, ...]
+    indices: Tensor | None,  # int64 [total]
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    host_lengths: list[int] | None,
+    position_ids: Tensor | None,
+    token_type_ids: Tensor | None,
+) -> PackedBatch:
+    batch, seq = padded.shape[:2]
+    device = padded.device
+
     def gather(name: str, ids: Tensor) -> Tensor:
         check_tensor(name, ids, "[batch, seq], or None")
         if ids.dtype not in _INTEGERS:
@@ -260,13 +285,27 @@ def pack(
     return PackedBatch(
         _gather(padded, indices),
         cu_seqlens,
-        _largest(host_lengths),
+        max_seqlen,
         positions,
         None if token_type_ids is None else gather("token_type_ids", token_type_ids),
         host_lengths,
         indices,
         (batch, seq),
     )
+
+
+def _pack_exported(
+    padded: Tensor, mask: Tensor | None, position_ids: Tensor | None, token_type_ids: Tensor | None
+) -> PackedBatch:
+    """As ``pack``, for torch.export: one graph for every batch, so the host learns no length, and the mask is not checked."""
+    batch, seq = padded.shape[:2]
+    if mask is None:
+        cu_seqlens = torch.arange(0, (batch + 1) * seq, seq, dtype=torch.int32, device=padded.device)
+        return _packed_by(padded, None, cu_seqlens, seq, None, position_ids, token_type_ids)
+    real = mask != 0
+    cu_seqlens = TF.pad(real.sum(1).cumsum(0, dtype=torch.int32), (1, 0))
+    indices = real.reshape(-1).nonzero().squeeze(1)
+    return _packed_by(padded, indices, cu_seqlens, seq, None, position_ids, token_type_ids)
 
 
 def unpack(packed: PackedBatch, values: Tensor | None = None, *, padding_value: float = 0) -> Tensor:
@@ -292,10 +331,10 @@ def unpack(packed: PackedBatch, values: Tensor | None = None, *, padding_value: 
         raise ValueError(f"padding_value is {padding_value}, but values are {values.dtype}; expected an integer")
     batch, seq = packed.padded_shape or (len(packed), packed.max_seqlen)
     rest = values.shape[1:]
-    if packed.total == batch * seq:
-        return values.reshape(batch, seq, *rest)
     indices = packed.indices
     if indices is None:
+        if packed.total == batch * seq:
+            return values.reshape(batch, seq, *rest)
         indices = _flat_indices(packed.cu_seqlens, packed.total, seq)
     return unpack_rows(values, indices, batch * seq, padding_value).reshape(batch, seq, *rest)
 

@@ -207,7 +207,8 @@ def test_gradients_equal_transformers(tmp_path, mask_name):
         ((output.last_hidden_state * weight).sum() + (output.pooler_output * starts_real).square().sum()).backward()
     expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     actual = {}
-    for name, names in name_table(2, True).items():
+    for name, stored in name_table(2, True).items():
+        names = stored.names
         actual.update(zip(names, ours.get_parameter(name).grad.chunk(len(names)), strict=True))
     assert actual.keys() == expected.keys()
     for name, gradient in expected.items():

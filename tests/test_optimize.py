@@ -161,6 +161,17 @@ def test_embeddings_and_positions_of_the_callers(cls):
         assert_equal(ours, theirs, given)
 
 
+@pytest.mark.parametrize("family", ["DistilBERT", "MPNet"])
+def test_token_types_of_tokenizers_are_ignored_without_a_table(family):
+    model = make(BASES[list(FAMILY).index(family)])
+    given = inputs(model, labels=False)
+    fastbert.optimize(model)
+    with torch.no_grad():
+        expected = model(**given)[0]
+        assert torch.equal(model(**given, token_type_ids=given["attention_mask"])[0], expected)
+    assert calls(model) == {"packed": 2}
+
+
 def test_task_types_of_ernie():
     model = make(BASES[list(FAMILY).index("ERNIE")]).double()
     given = inputs(model, labels=False)

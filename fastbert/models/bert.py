@@ -1,21 +1,23 @@
 """BERT's encoder (Devlin et al. 2019) on packed tokens."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastbert.models import checkpoint
-from fastbert.models.bert_names import FLOATS, fill_from_checkpoint, match_names, to_checkpoint
+from fastbert.models import bert_names
 from fastbert.models.config import BertConfig
 from fastbert.models.pooling import cls_pool
-from fastbert.nn import Embeddings, TransformerBlock, check_precision, initialize
+from fastbert.models.pretrained import PretrainedModel, Table, exportable
+from fastbert.nn import Embeddings, TransformerBlock, check_precision, initialize, run_blocks
 from fastbert.nn._modules import product
 from fastbert.packing import PackedBatch, check_tensor, pack, unpack
 
 
+@exportable
 class BertOutput(NamedTuple):
     """What BertModel returns: padded for padded input, packed for packed input."""
 
@@ -39,7 +41,7 @@ class Pooler(nn.Module):
         return pooled.masked_fill((cu_seqlens.diff() == 0).unsqueeze(-1), 0.0)
 
 
-class BertModel(nn.Module):
+class BertModel(PretrainedModel):
     """BERT without a head: token ids to hidden states, and to one pooled vector a sequence.
 
     Inside, only real tokens exist: a padded batch is packed before the embeddings and unpacked after the last layer, so
@@ -51,6 +53,8 @@ class BertModel(nn.Module):
         precision: of inference: "fp32", "bf16" or "int8", see fastbert.nn.PRECISIONS. It may be changed later (``model.precision =
             "int8"``); parameters, state_dict and checkpoints do not know it.
     """
+
+    architecture = "BertModel"
 
     def __init__(self, config: BertConfig, add_pooling_layer: bool = True, *, precision: str = "fp32") -> None:
         super().__init__()
@@ -112,40 +116,33 @@ class BertModel(nn.Module):
             ImportError: a hub id without huggingface_hub.
         """
         check_precision(precision)
-        if dtype is not None and dtype not in FLOATS:
-            error = ValueError if isinstance(dtype, torch.dtype) else TypeError
-            raise error(f"dtype is {dtype!r}; expected None or one of {', '.join(map(str, FLOATS))}")
-        folder = checkpoint.find_folder(path_or_hub_id, revision)
-        values = checkpoint.read_config(folder)
-        try:
-            config = BertConfig.from_dict(values)
-        except ValueError as reason:
-            raise ValueError(f"{folder / checkpoint.CONFIG}: {reason}") from reason
-        tensors = checkpoint.open_tensors(folder)
-        names = match_names(tensors.names(), folder, config.num_hidden_layers, add_pooling_layer)
-        with torch.device("meta"):  # no memory and no random numbers for what the checkpoint fills
-            model = cls(config, add_pooling_layer, precision=precision)
-        fill_from_checkpoint(model, tensors, names, folder, dtype, device)
-        return model.eval()
+        arguments = {"add_pooling_layer": add_pooling_layer, "precision": precision}
+        return cls._load(path_or_hub_id, dtype, device, revision, {}, **arguments)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes config.json and model.safetensors, which transformers' BertModel loads with the same outputs.
+    @classmethod
+    def _config_from(cls, values: Mapping[str, Any]) -> BertConfig:
+        return BertConfig.from_dict(values)
 
-        The folder is made if need be; each file appears whole or not at all.
-        """
-        config = self.config.to_dict()
-        config.pop("torch_dtype", None)
-        config["architectures"] = ["BertModel"]
-        config["dtype"] = str(self.dtype).removeprefix("torch.")
-        checkpoint.write_folder(Path(folder).expanduser(), config, to_checkpoint(self))
+    @classmethod
+    def _table(cls, config: BertConfig, **arguments: Any) -> Table:
+        return bert_names.name_table(config.num_hidden_layers, arguments["add_pooling_layer"])
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.embeddings.word.weight.dtype
+    @classmethod
+    def _canonical(cls, in_files: list[str], folder: Path) -> dict[str, str]:
+        return bert_names.canonical(in_files, folder)
 
-    @property
-    def device(self) -> torch.device:
-        return self.embeddings.word.weight.device
+    @classmethod
+    def _is_known(cls, name: str, **arguments: Any) -> bool:
+        return not arguments["add_pooling_layer"] and name.startswith("pooler.")
+
+    @classmethod
+    def _hint(cls, missing: list[str]) -> str:
+        if not all(name.startswith("pooler.") for name in missing):
+            return ""
+        return ". The checkpoint has no pooler: load it with add_pooling_layer=False"
+
+    def _arguments(self) -> dict[str, Any]:
+        return {"add_pooling_layer": self.pooler is not None}
 
     @property
     def precision(self) -> str:
@@ -186,40 +183,48 @@ class BertModel(nn.Module):
             ValueError: shapes or devices that do not fit, or more tokens than max_position_embeddings.
             TypeError: ids that are no integers, or arguments that are no tensors.
         """
+        batch = self.packed(input_ids, attention_mask, token_type_ids, position_ids)
+        hidden, states = self._encode(batch, output_hidden_states)
+        pooled = None if self.pooler is None else self.pooler(hidden, batch.cu_seqlens)
+        if isinstance(input_ids, PackedBatch):
+            return BertOutput(hidden, pooled, states, batch.cu_seqlens)
+        if states is not None:
+            states = tuple(unpack(batch, state) for state in states)
+        return BertOutput(unpack(batch, hidden), pooled, states)
+
+    def packed(
+        self,
+        input_ids: Tensor | PackedBatch,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> PackedBatch:
+        """The arguments of ``forward``, checked, as one packed batch. Raises as forward does."""
         if isinstance(input_ids, PackedBatch):
             if attention_mask is not None or token_type_ids is not None or position_ids is not None:
                 raise ValueError(
                     "a PackedBatch carries its own token_type_ids and position_ids and needs no mask; give it alone"
                 )
-            batch = input_ids
-            self._check_ids(batch.values, 1)
-            self._check_length(batch.max_seqlen)
-            if batch.device.type == "cpu" and not torch.compiler.is_compiling():
-                batch.check()
-            hidden, states = self._encode(batch, output_hidden_states)
-            pooled = None if self.pooler is None else self.pooler(hidden, batch.cu_seqlens)
-            return BertOutput(hidden, pooled, states, batch.cu_seqlens)
-
+            self._check_ids(input_ids.values, 1)
+            self._check_length(input_ids.max_seqlen)
+            if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+                input_ids.check()
+            return input_ids
         self._check_ids(input_ids, 2)
         if attention_mask is not None:
             check_tensor("attention_mask", attention_mask, "[batch, seq], or None")
         if position_ids is None:
             self._check_length(input_ids.shape[1])
-        batch = pack(input_ids, attention_mask, position_ids=position_ids, token_type_ids=token_type_ids)
-        hidden, states = self._encode(batch, output_hidden_states)
-        pooled = None if self.pooler is None else self.pooler(hidden, batch.cu_seqlens)
-        if states is not None:
-            states = tuple(unpack(batch, state) for state in states)
-        return BertOutput(unpack(batch, hidden), pooled, states)
+        return pack(input_ids, attention_mask, position_ids=position_ids, token_type_ids=token_type_ids)
 
     def _encode(self, batch: PackedBatch, keep_states: bool) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         hidden = self.embeddings(batch.values, batch.position_ids, batch.token_type_ids)
-        states = [hidden]
-        for layer in self.layers:
-            hidden = layer(hidden, batch.cu_seqlens, batch.max_seqlen)
-            if keep_states:
-                states.append(hidden)
-        return hidden, tuple(states) if keep_states else None
+        states = [hidden] if keep_states else None
+        checkpointing = self.gradient_checkpointing and self.training
+        hidden = run_blocks(
+            self.layers, hidden, batch.cu_seqlens, batch.max_seqlen, checkpointing=checkpointing, states=states
+        )
+        return hidden, None if states is None else tuple(states)
 
     def _check_ids(self, ids: Tensor, dimensions: int) -> None:
         expected = "[batch, seq]" if dimensions == 2 else "[total]"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from fastbert.packing import as_integer
@@ -25,6 +25,10 @@ _UNSUPPORTED = {
     "add_cross_attention": ((None, False), "cross-attention is not supported"),
     "quantization_config": ((None,), "quantized checkpoints are not read"),
 }
+
+# What heads read, of the keys a base model does not know.
+_OF_HEADS = {"num_labels", "id2label", "label2id", "problem_type", "classifier_dropout", "tie_word_embeddings"}
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 _LARGEST = 2**28  # far above every BERT; the bytes of a table of this by this still fit int64
 
@@ -56,29 +60,21 @@ class BertConfig:
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "type_vocab_size",
-        ):
-            value = self._integer(name, "an integer")
-            smallest = 0 if name == "num_hidden_layers" else 1
-            if value < smallest:
-                raise ValueError(f"{name} is {value!r}; expected an integer, at least {smallest}")
-            if value > _LARGEST:
-                raise ValueError(f"{name} is {value!r}; expected at most {_LARGEST}")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0.0 <= value < 1.0:
-                raise ValueError(f"{name} is {value!r}; expected a probability, at least 0 and less than 1")
-        if not _is_number(self.layer_norm_eps) or not self.layer_norm_eps > 0.0:
-            raise ValueError(f"layer_norm_eps is {self.layer_norm_eps!r}; expected a positive, finite number")
-        if not _is_number(self.initializer_range) or not self.initializer_range >= 0.0:
-            raise ValueError(f"initializer_range is {self.initializer_range!r}; expected a finite number, at least 0")
+        check_numbers(
+            self,
+            integers=[
+                "vocab_size",
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "intermediate_size",
+                "max_position_embeddings",
+                "type_vocab_size",
+            ],
+            probabilities=["hidden_dropout_prob", "attention_probs_dropout_prob"],
+            epsilon="layer_norm_eps",
+            smallest={"num_hidden_layers": 0},
+        )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size is {self.hidden_size}; "
@@ -88,21 +84,21 @@ class BertConfig:
             raise ValueError(f"hidden_act is {self.hidden_act!r}; expected one of {', '.join(ACTIVATIONS)}")
         if self.pad_token_id is not None:
             expected = f"None or an id below vocab_size, {self.vocab_size}"
-            pad = self._integer("pad_token_id", expected)
+            pad = _integer(self, "pad_token_id", expected)
             if not 0 <= pad < self.vocab_size:
                 raise ValueError(f"pad_token_id is {pad!r}; expected {expected}")
+        labels = self.extra.get("num_labels", 2)
+        if "id2label" in self.extra and not isinstance(self.extra["id2label"], Mapping | None):
+            raise ValueError(f"id2label is {self.extra['id2label']!r}; expected a mapping from numbers to names")
+        if isinstance(labels, bool) or not isinstance(labels, int) or labels < 1:
+            raise ValueError(f"num_labels is {labels!r}; expected an integer, at least 1")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(
+                f"problem_type is {self.problem_type!r}; expected None or one of {', '.join(PROBLEM_TYPES)}"
+            )
         for name, (harmless, complaint) in _UNSUPPORTED.items():
             if self.extra.get(name) not in harmless:
                 raise ValueError(f"{name} is {self.extra[name]!r}; {complaint}")
-
-    def _integer(self, name: str, expected: str) -> int:
-        value = getattr(self, name)
-        try:
-            integer = as_integer(name, value)
-        except TypeError:
-            raise ValueError(f"{name} is {value!r}; expected {expected}") from None
-        object.__setattr__(self, name, integer)  # an int, where it was numpy's
-        return integer
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BertConfig":
@@ -129,10 +125,85 @@ class BertConfig:
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         return {**self.extra, "model_type": "bert", **own}
 
+    def changed(self, **changes: Any) -> "BertConfig":
+        """The same configuration with other values: fields, or what the heads read (num_labels, id2label, …).
+
+        Raises TypeError for another name.
+        """
+        known = {f.name for f in fields(self)} - {"extra"}
+        strange = sorted(changes.keys() - known - _OF_HEADS)
+        if strange:
+            raise TypeError(
+                f"{strange[0]!r} is no part of the configuration; expected one of {', '.join(sorted(known | _OF_HEADS))}"
+            )
+        extra = {**self.extra, **{name: value for name, value in changes.items() if name in _OF_HEADS}}
+        count = extra.pop("num_labels", None)
+        if count is not None and "id2label" not in changes and (type(count) is not int or count != self.num_labels):
+            if type(count) is not int or count < 1:
+                raise ValueError(f"num_labels is {count!r}; expected an integer, at least 1")
+            extra["id2label"] = {str(i): f"LABEL_{i}" for i in range(count)}
+            extra["label2id"] = {f"LABEL_{i}": i for i in range(count)}
+        return replace(self, **{name: value for name, value in changes.items() if name in known}, extra=extra)
+
+    @property
+    def num_labels(self) -> int:
+        """Classes of a classifier: as many as id2label has names, else num_labels, else 2."""
+        names = self.extra.get("id2label")
+        return len(names) if names else int(self.extra.get("num_labels", 2))
+
+    @property
+    def problem_type(self) -> str | None:
+        """What a classifier of sequences learns; None: its labels decide."""
+        kind: str | None = self.extra.get("problem_type")
+        return kind
+
+    @property
+    def classifier_dropout_prob(self) -> float:
+        """Dropout before a classifier: classifier_dropout, or hidden_dropout_prob."""
+        p = self.extra.get("classifier_dropout")
+        return self.hidden_dropout_prob if p is None else float(p)
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the words' logits come from the word embeddings' matrix."""
+        return bool(self.extra.get("tie_word_embeddings", True))
+
     @property
     def activation(self) -> str:
         """hidden_act under the name that fastbert.functional has for it."""
         return ACTIVATIONS[self.hidden_act]
+
+
+def check_numbers(
+    config: Any, integers: list[str], probabilities: list[str], epsilon: str, smallest: Mapping[str, int]
+) -> None:
+    """Raises ValueError for an attribute that is no integer of at least ``smallest`` (1), no probability, no epsilon."""
+    for name in integers:
+        value, least = _integer(config, name, "an integer"), smallest.get(name, 1)
+        if value < least:
+            raise ValueError(f"{name} is {value!r}; expected an integer, at least {least}")
+        if value > _LARGEST:
+            raise ValueError(f"{name} is {value!r}; expected at most {_LARGEST}")
+    for name in probabilities:
+        value = getattr(config, name)
+        if not _is_number(value) or not 0.0 <= value < 1.0:
+            raise ValueError(f"{name} is {value!r}; expected a probability, at least 0 and less than 1")
+    value = getattr(config, epsilon)
+    if not _is_number(value) or not value > 0.0:
+        raise ValueError(f"{epsilon} is {value!r}; expected a positive, finite number")
+    value = config.initializer_range
+    if not _is_number(value) or not value >= 0.0:
+        raise ValueError(f"initializer_range is {value!r}; expected a finite number, at least 0")
+
+
+def _integer(config: Any, name: str, expected: str) -> int:
+    value = getattr(config, name)
+    try:
+        integer = as_integer(name, value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}; expected {expected}") from None
+    object.__setattr__(config, name, integer)  # an int, where it was numpy's
+    return integer
 
 
 def _is_number(value: object) -> bool:

@@ -32,7 +32,9 @@ def cls_pool(
 ) -> Tensor:
     """Each sequence's first token: [batch, hidden] in hidden's dtype, zeros for an empty one. Never synchronises."""
     total = hidden.shape[0]
-    if total == 0:
+    if torch.compiler.is_exporting():
+        torch._check(total > 0)  # an exported graph has no other branch
+    elif total == 0:
         return hidden.new_zeros(cu_seqlens.shape[0] - 1, *hidden.shape[1:])
     # An empty sequence at the end starts at total, which is no row.
     first = hidden.index_select(0, cu_seqlens[:-1].clamp(max=total - 1))

@@ -6,8 +6,7 @@ parameters they hold. The modules below it are thin holders.
 Shapes: ``x [total, hidden]``, ``cu_seqlens`` int32 ``[batch + 1]``, ``max_seqlen`` a Python int.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as TF
 
 from fastbert import functional as F
-from fastbert.nn._modules import is_plain, product, weight_and_bias
-from fastbert.nn.init import initialize
-from fastbert.nn.norm import LayerNorm
-from fastbert.ops.block import whole_block
+from fastbert.nn._modules import product
+from fastbert.nn.attention import (
+    Attend,
+    Cross,
+    PackedAttention,
+    Rotation,
+    attend_to_memory,
+    attend_to_self,
+)
+from fastbert.ops.block import whole_blocks
 
 PRECISIONS: dict[str, str] = {
     "fp32": "everything in the parameters' dtype, sums in float32",
@@ -130,36 +135,44 @@ def self_attention(
     dropout_p: float = 0.0,
     precision: str = "fp32",
     bias: Tensor | None = None,  # [num_heads or 1, max_seqlen, max_seqlen]
+    rotation: Rotation | None = None,
+    attend: Attend | None = None,
 ) -> Tensor:
     """Multi-head attention of each sequence to itself, before the output projection: [total, hidden].
 
-    In bfloat16 where the precision is reduced. ``bias`` is added to the logits, and shared by the sequences.
+    In bfloat16 where the precision is reduced. ``bias`` is added to the logits, and shared by the sequences. ``rotation`` turns
+    query and key. ``attend`` takes the place of packed attention; what it would be told is then not looked at.
     """
     weights, biases = _parts(qkv_weight, qkv_bias)
     products = [_linear(x, w, b, "none", precision, torch.bfloat16) for w, b in zip(weights, biases, strict=True)]
-    return _attend(products, cu_seqlens, max_seqlen, num_heads, causal, dropout_p, bias)
+    attend = attend or PackedAttention(cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, causal, dropout_p, bias)
+    return attend_to_self(products, num_heads, attend, rotation)
 
 
-def _attend(
-    products: Sequence[Tensor],  # query, key and value: one [total, 3 * hidden], or three [total, hidden]
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    num_heads: int,
-    causal: bool,
-    dropout_p: float,
-    bias: Tensor | None = None,
-) -> Tensor:
-    total, width = products[0].shape
-    head_dim = width * len(products) // (3 * num_heads)
-    if len(products) == 1:
-        q, k, v = products[0].view(total, 3, num_heads, head_dim).unbind(1)  # each [total, heads, head_dim]
-    else:
-        q, k, v = (each.view(total, num_heads, head_dim) for each in products)
-    context = F.varlen_attention(
-        q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, causal=causal, bias=bias
+def as_whole(weights: BlockWeights, options: BlockOptions) -> tuple[Any, Any, Any]:
+    """Matrices, vectors and settings, as fastbert.cpu.block takes them."""
+    qkv_weights, qkv_biases = _parts(weights.qkv_weight, weights.qkv_bias)
+    return (
+        (*qkv_weights, weights.out_weight, weights.up_weight, weights.down_weight),
+        (
+            *qkv_biases,
+            weights.out_bias,
+            weights.up_bias,
+            weights.down_bias,
+            weights.attention_norm_weight,
+            weights.attention_norm_bias,
+            weights.feed_forward_norm_weight,
+            weights.feed_forward_norm_bias,
+        ),
+        (
+            options.num_heads,
+            options.activation,
+            options.eps,
+            options.norm_first,
+            options.causal,
+            options.precision,
+        ),
     )
-    assert isinstance(context, Tensor)  # and no pair, without return_lse
-    return context.flatten(1)
 
 
 def transformer_block(
@@ -172,57 +185,48 @@ def transformer_block(
     dropout_p: float = 0.0,
     attention_dropout_p: float = 0.0,
     feed_forward_dropout_p: float | None = None,
+    activation_dropout_p: float = 0.0,
     attention_bias: Tensor | None = None,  # [num_heads or 1, max_seqlen, max_seqlen]
+    rotation: Rotation | None = None,
+    attend: Attend | None = None,
+    cross: Cross | None = None,
 ) -> Tensor:
     """One layer, [total, hidden] to [total, hidden].
 
     Post-norm (Vaswani et al. 2017; BERT): x = norm(x + attention(x)); x = norm(x + feed_forward(x)).
     Pre-norm (GPT-2): x = x + attention(norm(x)); x = x + feed_forward(norm(x)).
+    A decoder's block has a part more between the two, attention to a memory, with a norm of its own.
 
     The bias of each part's last product, its dropout, the residual and the following layer norm are one operation.
-    Dropout applies whenever its probability is not 0: the caller knows whether it trains. dropout_p is that of both parts, or,
-    with feed_forward_dropout_p, of the attention alone.
-
-    attention_bias is added to the attention's logits and shared by the sequences (MPNet's relative positions).
+    Dropout applies whenever its probability is not 0: the caller knows whether it trains.
 
     What the products multiply is options.precision's affair, see PRECISIONS. Without gradients and dropout a CPU runs the whole
-    block in one call.
+    block in one call, if it is self-attention to packed tokens, without rotation, and feed-forward.
+
+    Args:
+        dropout_p: of the elements of each part's result.
+        attention_dropout_p: of the attention probabilities.
+        feed_forward_dropout_p: of the feed-forward part's result, where it is not dropout_p.
+        activation_dropout_p: of the activations between the feed-forward part's products (Vaswani's block has it, BERT's not).
+        attention_bias: added to the logits of self-attention and shared by the sequences (MPNet's relative positions).
+        rotation: where the tokens stand, for rotary position embedding.
+        attend: replaces self-attention among the block's own tokens, its dropout and bias too: padded, or over a key/value cache.
+        cross: the attention to a memory.
     """
     if feed_forward_dropout_p is None:
         feed_forward_dropout_p = dropout_p
-    if dropout_p == attention_dropout_p == feed_forward_dropout_p == 0.0 and attention_bias is None and x.is_cpu:
-        qkv_weights, qkv_biases = _parts(weights.qkv_weight, weights.qkv_bias)
-        y = whole_block(
-            x,
-            cu_seqlens,
-            max_seqlen,
-            (*qkv_weights, weights.out_weight, weights.up_weight, weights.down_weight),
-            (
-                *qkv_biases,
-                weights.out_bias,
-                weights.up_bias,
-                weights.down_bias,
-                weights.attention_norm_weight,
-                weights.attention_norm_bias,
-                weights.feed_forward_norm_weight,
-                weights.feed_forward_norm_bias,
-            ),
-            options.num_heads,
-            options.activation,
-            options.eps,
-            options.norm_first,
-            options.causal,
-            options.precision,
-        )
+    simple = attention_bias is None and rotation is None and attend is None and cross is None
+    dropouts = (dropout_p, attention_dropout_p, feed_forward_dropout_p, activation_dropout_p)
+    if simple and not any(dropouts) and x.is_cpu:
+        y = whole_blocks(x, cu_seqlens, max_seqlen, [as_whole(weights, options)])
         if y is not None:
             return y
     w = weights
     precision = options.precision
-    y = (
-        F.layer_norm(x, x.shape[-1], w.attention_norm_weight, w.attention_norm_bias, options.eps)
-        if options.norm_first
-        else x
-    )
+    norms = [(w.attention_norm_weight, w.attention_norm_bias), (w.feed_forward_norm_weight, w.feed_forward_norm_bias)]
+    if cross is not None:
+        norms.insert(1, (cross.weights.norm_weight, cross.weights.norm_bias))
+    y = F.layer_norm(x, x.shape[-1], *norms.pop(0), options.eps) if options.norm_first else x
     context = self_attention(
         y,
         cu_seqlens,
@@ -234,50 +238,50 @@ def transformer_block(
         dropout_p=attention_dropout_p,
         precision=precision,
         bias=attention_bias,
+        rotation=rotation,
+        attend=attend,
     )
     stream = x.dtype
     projected = _linear(context, w.out_weight, None, "none", precision, stream)
     x = x.to(projected.dtype)  # under autocast the first block's input is wider than its products
+    y, x = _add_and_norm(projected, w.out_bias, x, *norms.pop(0), options, dropout_p)
 
+    if cross is not None:
+        c = cross.weights
+        q = _linear(y, c.q_weight, c.q_bias, "none", precision, torch.bfloat16)
+        kv = _linear(cross.memory, c.kv_weight, c.kv_bias, "none", precision, torch.bfloat16)
+        context = attend_to_memory(q, kv, options.num_heads, cross.attend)
+        projected = _linear(context, c.out_weight, None, "none", precision, stream)
+        y, x = _add_and_norm(projected, c.out_bias, x, *norms.pop(0), options, dropout_p)
+
+    up = _linear(y, w.up_weight, w.up_bias, options.activation, precision, torch.bfloat16)
+    if activation_dropout_p > 0.0:
+        up = TF.dropout(up, activation_dropout_p)
+    if options.norm_first and feed_forward_dropout_p == 0.0:
+        return F.linear_residual(up, w.down_weight, w.down_bias, x, precision=precision)
+    down = _linear(up, w.down_weight, None, "none", precision, stream)
     if options.norm_first:
-        y, x = F.add_layer_norm(
-            projected,
-            x,
-            w.feed_forward_norm_weight,
-            w.feed_forward_norm_bias,
-            options.eps,
-            x_bias=w.out_bias,
-            dropout_p=dropout_p,
-        )
-        up = _linear(y, w.up_weight, w.up_bias, options.activation, precision, torch.bfloat16)
-        if feed_forward_dropout_p == 0.0:
-            return F.linear_residual(up, w.down_weight, w.down_bias, x, precision=precision)
         # For its sum: the norm that follows belongs to the next block, and is not used here.
-        down = _linear(up, w.down_weight, None, "none", precision, stream)
-        _, x = F.add_layer_norm(down, x, x_bias=w.down_bias, dropout_p=feed_forward_dropout_p)
-        return x
+        return F.add_layer_norm(down, x, x_bias=w.down_bias, dropout_p=feed_forward_dropout_p)[1]
+    return _add_and_norm(down, w.down_bias, x, *norms.pop(0), options, feed_forward_dropout_p)[0]
 
-    x = F.add_layer_norm(
-        projected,
-        x,
-        w.attention_norm_weight,
-        w.attention_norm_bias,
-        options.eps,
-        x_bias=w.out_bias,
-        dropout_p=dropout_p,
-        return_sum=False,
+
+def _add_and_norm(
+    branch: Tensor,  # [total, hidden], a product without its bias
+    bias: Tensor | None,  # [hidden], the product's
+    x: Tensor,  # [total, hidden], the residual stream
+    norm_weight: Tensor | None,  # [hidden]
+    norm_bias: Tensor | None,  # [hidden]
+    options: BlockOptions,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor]:
+    """Adds the branch to the stream and normalises: what the next part reads, and the stream as it goes on."""
+    if options.norm_first:
+        return F.add_layer_norm(branch, x, norm_weight, norm_bias, options.eps, x_bias=bias, dropout_p=dropout_p)
+    y = F.add_layer_norm(
+        branch, x, norm_weight, norm_bias, options.eps, x_bias=bias, dropout_p=dropout_p, return_sum=False
     )
-    up = _linear(x, w.up_weight, w.up_bias, options.activation, precision, torch.bfloat16)
-    return F.add_layer_norm(
-        _linear(up, w.down_weight, None, "none", precision, stream),
-        x,
-        w.feed_forward_norm_weight,
-        w.feed_forward_norm_bias,
-        options.eps,
-        x_bias=w.down_bias,
-        dropout_p=feed_forward_dropout_p,
-        return_sum=False,
-    )
+    return y, y
 
 
 class BlockModules(NamedTuple):
@@ -309,16 +313,12 @@ def transformer_block_by_modules(
     if feed_forward_dropout_p is None:
         feed_forward_dropout_p = dropout_p
 
+    attend = PackedAttention(
+        cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, options.causal, attention_dropout_p, attention_bias
+    )
+
     def attention(y: Tensor) -> Tensor:
-        context = _attend(
-            [product(each, y) for each in modules.qkv],
-            cu_seqlens,
-            max_seqlen,
-            options.num_heads,
-            options.causal,
-            attention_dropout_p,
-            attention_bias,
-        )
+        context = attend_to_self([product(each, y) for each in modules.qkv], options.num_heads, attend)
         return TF.dropout(product(modules.out, context), dropout_p)
 
     def feed_forward(y: Tensor) -> Tensor:
@@ -331,207 +331,3 @@ def transformer_block_by_modules(
     x = modules.attention_norm(x + attention(x))
     y: Tensor = modules.feed_forward_norm(x + feed_forward(x))
     return y
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with its output projection, each sequence of a packed batch on its own.
-
-    Args:
-        hidden_size: width of the tokens; a multiple of num_heads.
-        num_heads: attention heads.
-        bias: whether the projections have one.
-        causal: a token sees only itself and what stands before it.
-        dropout_p: of the attention probabilities, in training mode only.
-    """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        *,
-        bias: bool = True,
-        causal: bool = False,
-        dropout_p: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        if num_heads < 1 or hidden_size % num_heads:
-            raise ValueError(
-                f"hidden_size is {hidden_size} and num_heads {num_heads}; expected a multiple of the heads"
-            )
-        self.num_heads = num_heads
-        self.causal = causal
-        self.dropout_p = dropout_p
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias, device=device, dtype=dtype)
-        self.out = nn.Linear(hidden_size, hidden_size, bias, device=device, dtype=dtype)
-        initialize(self)
-
-    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """[total, hidden] to [total, hidden]."""
-        dropout_p = self.dropout_p if self.training else 0.0
-        context = _attend([product(self.qkv, x)], cu_seqlens, max_seqlen, self.num_heads, self.causal, dropout_p)
-        return product(self.out, context)
-
-    def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, causal={self.causal}, dropout_p={self.dropout_p}"
-
-
-class FeedForward(nn.Module):
-    """activation(x upᵀ + bias) downᵀ + bias, on [..., hidden]."""
-
-    def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        activation: str = "gelu",
-        *,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.activation = activation
-        self.up = nn.Linear(hidden_size, intermediate_size, bias, device=device, dtype=dtype)
-        self.down = nn.Linear(intermediate_size, hidden_size, bias, device=device, dtype=dtype)
-        initialize(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., hidden] to [..., hidden]."""
-        return product(self.down, product(self.up, x, self.activation))
-
-    def extra_repr(self) -> str:
-        return f"activation={self.activation}"
-
-
-class TransformerBlock(nn.Module):
-    """Self-attention and feed-forward, each with residual, dropout and layer norm, on packed tokens.
-
-    Args:
-        hidden_size: width of the tokens; a multiple of num_heads.
-        num_heads: attention heads.
-        intermediate_size: width between the feed-forward part's products; 4 * hidden_size unless given.
-        activation: gelu, gelu_tanh, gelu_quick, relu, silu, tanh or none.
-        dropout_p: behind both parts, in training mode only.
-        attention_dropout_p: of the attention probabilities, in training mode only.
-        eps: of both layer norms.
-        norm_first: layer norm before each part (GPT-2) rather than after it (BERT).
-        causal: a token sees only itself and what stands before it.
-        bias: whether the four products have one.
-        precision: of inference, see PRECISIONS. It may be changed later; it is no part of the state.
-    """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        intermediate_size: int | None = None,
-        *,
-        activation: str = "gelu",
-        dropout_p: float = 0.0,
-        attention_dropout_p: float = 0.0,
-        eps: float = 1e-12,
-        norm_first: bool = False,
-        causal: bool = False,
-        bias: bool = True,
-        precision: str = "fp32",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        intermediate_size = 4 * hidden_size if intermediate_size is None else intermediate_size
-        self.attention = SelfAttention(
-            hidden_size,
-            num_heads,
-            bias=bias,
-            causal=causal,
-            dropout_p=attention_dropout_p,
-            device=device,
-            dtype=dtype,
-        )
-        self.attention_norm = LayerNorm(hidden_size, eps, device=device, dtype=dtype)
-        self.feed_forward = FeedForward(
-            hidden_size, intermediate_size, activation, bias=bias, device=device, dtype=dtype
-        )
-        self.feed_forward_norm = LayerNorm(hidden_size, eps, device=device, dtype=dtype)
-        self.options = BlockOptions(num_heads, activation, eps, norm_first, causal, precision)
-        self.dropout_p = dropout_p
-
-    @property
-    def precision(self) -> str:
-        return self.options.precision
-
-    @precision.setter
-    def precision(self, precision: str) -> None:
-        self.options = replace(self.options, precision=precision)
-
-    def weights(self) -> BlockWeights:
-        """The parameters as ``transformer_block`` takes them."""
-        attention, feed_forward = self.attention, self.feed_forward
-        return BlockWeights(
-            *weight_and_bias(attention.qkv),
-            *weight_and_bias(attention.out),
-            *weight_and_bias(self.attention_norm),
-            *weight_and_bias(feed_forward.up),
-            *weight_and_bias(feed_forward.down),
-            *weight_and_bias(self.feed_forward_norm),
-        )
-
-    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """[total, hidden] to [total, hidden]."""
-        changed = self._changed_parts()
-        if changed:
-            return self._forward_by_modules(x, cu_seqlens, max_seqlen, changed)
-        training = self.training
-        return transformer_block(
-            x,
-            cu_seqlens,
-            max_seqlen,
-            self.weights(),
-            self.options,
-            dropout_p=self.dropout_p if training else 0.0,
-            attention_dropout_p=self.attention.dropout_p if training else 0.0,
-        )
-
-    def _changed_parts(self) -> list[str]:
-        """Modules of the block that are no longer what it made: another class, or with hooks."""
-        attention, feed_forward = self.attention, self.feed_forward
-        if (
-            is_plain(attention, SelfAttention.forward)
-            and is_plain(attention.qkv, nn.Linear.forward)
-            and is_plain(attention.out, nn.Linear.forward)
-            and is_plain(self.attention_norm, LayerNorm.forward)
-            and is_plain(feed_forward, FeedForward.forward)
-            and is_plain(feed_forward.up, nn.Linear.forward)
-            and is_plain(feed_forward.down, nn.Linear.forward)
-            and is_plain(self.feed_forward_norm, LayerNorm.forward)
-        ):
-            return []
-        expected: tuple[Callable[..., Any], ...] = (
-            SelfAttention.forward,
-            FeedForward.forward,
-            LayerNorm.forward,
-            nn.Linear.forward,
-        )
-        changed = [
-            name for name, part in self.named_modules() if name and not any(is_plain(part, each) for each in expected)
-        ]
-        return changed or ["a part"]
-
-    def _forward_by_modules(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, changed: list[str]) -> Tensor:
-        """The same block, every module called: an adapter, a pruned or quantized layer, a hook has its say."""
-        if self.precision != "fp32":
-            raise ValueError(
-                f"precision is {self.precision!r}, which reads the weights past their modules, but {changed[0]} has another "
-                "forward or hooks; remove these (merge an adapter into its weight), or take precision 'fp32'"
-            )
-        p, training = self.dropout_p, self.training
-        if self.options.norm_first:
-            x = x + TF.dropout(self.attention(self.attention_norm(x), cu_seqlens, max_seqlen), p, training)
-            return x + TF.dropout(self.feed_forward(self.feed_forward_norm(x)), p, training)
-        x = self.attention_norm(x + TF.dropout(self.attention(x, cu_seqlens, max_seqlen), p, training))
-        y: Tensor = self.feed_forward_norm(x + TF.dropout(self.feed_forward(x), p, training))
-        return y
-
-    def extra_repr(self) -> str:
-        return f"norm_first={self.options.norm_first}, dropout_p={self.dropout_p}, precision={self.precision!r}"

@@ -6,6 +6,9 @@ from torch import Tensor, nn
 from fastbert import functional as F
 from fastbert.nn.init import initialize
 from fastbert.nn.norm import LayerNorm
+from fastbert.nn.positions import SinusoidalPositions
+
+POSITIONS = ("learned", "sinusoidal", "rotary")
 
 
 class Embeddings(nn.Module):
@@ -15,6 +18,8 @@ class Embeddings(nn.Module):
         vocab_size: rows of the word table.
         hidden_size: width of every table.
         max_positions: rows of the position table; 0: no positions.
+        positions: "learned"; "sinusoidal", the fixed table of Vaswani et al. 2017; or "rotary", none here, because attention turns
+            query and key instead (RotaryPositions).
         type_vocab_size: rows of the token type table; 0: no types.
         eps: the layer norm's.
         dropout_p: in training mode only.
@@ -28,6 +33,7 @@ class Embeddings(nn.Module):
         max_positions: int = 512,
         type_vocab_size: int = 2,
         *,
+        positions: str = "learned",
         eps: float = 1e-12,
         dropout_p: float = 0.0,
         padding_idx: int | None = None,
@@ -36,7 +42,13 @@ class Embeddings(nn.Module):
     ) -> None:
         super().__init__()
         self.word = nn.Embedding(vocab_size, hidden_size, padding_idx, device=device, dtype=dtype)
-        self.position = nn.Embedding(max_positions, hidden_size, device=device, dtype=dtype) if max_positions else None
+        if positions not in POSITIONS:
+            raise ValueError(f"positions is {positions!r}; expected one of {', '.join(map(repr, POSITIONS))}")
+        self.position: nn.Embedding | SinusoidalPositions | None = None
+        if max_positions and positions == "learned":
+            self.position = nn.Embedding(max_positions, hidden_size, device=device, dtype=dtype)
+        elif max_positions and positions == "sinusoidal":
+            self.position = SinusoidalPositions(max_positions, hidden_size, device=device, dtype=dtype)
         self.token_type = (
             nn.Embedding(type_vocab_size, hidden_size, device=device, dtype=dtype) if type_vocab_size else None
         )

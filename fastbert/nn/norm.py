@@ -1,4 +1,4 @@
-"""Layer norm as a module."""
+"""Namesakes of torch.nn's norms."""
 
 from torch import Tensor, nn
 
@@ -13,3 +13,10 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """``torch.nn.RMSNorm``, its constructor, parameters and formula, through ``fastbert.functional.rms_norm``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
