@@ -6,6 +6,7 @@ import inspect
 import torch
 from transformers import PreTrainedModel
 
+import fastbert
 from fastbert.integrations.families import FAMILIES
 
 FAMILY = {family.name: family for family in FAMILIES}
@@ -97,3 +98,17 @@ def inputs(model: PreTrainedModel, padding: str = "right", labels: bool = True) 
         if other in parameters:
             given[other] = torch.tensor([0, 1, 0])
     return given
+
+
+def calls(model) -> dict[str, int]:
+    """How the first optimized model's calls were answered."""
+    return fastbert.report(model).replaced[0].calls
+
+
+def logits(model, given):
+    with torch.no_grad():
+        return model(**given).logits
+
+
+def assert_close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)

@@ -134,6 +134,14 @@ def test_modules_behind_the_pooling(folder):
     assert packed_calls(model) == 1
 
 
+def test_precision(folder):
+    model = make(folder, modules.Normalize())
+    expected = model.encode(TEXTS)
+    error = abs(fastbert.optimize(model, precision="bf16").encode(TEXTS) - expected).max()
+    assert 1e-5 < error < 3e-2
+    assert packed_calls(model) == 1
+
+
 def test_pooling_without_the_prompt(folder):
     model = make(folder, include_prompt=False)
     calls = (lambda: model.encode(TEXTS, prompt="hello "), lambda: model.encode(TEXTS))

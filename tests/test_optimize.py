@@ -7,7 +7,7 @@ pytest.importorskip("transformers")
 
 import fastbert
 from tests.numerics import assert_close_to_exact
-from tests.optimize_samples import FAMILY, classes, inputs, make
+from tests.optimize_samples import FAMILY, calls, classes, inputs, make
 
 CLASSES = [cls for family in FAMILY for cls in classes(family)]
 BASES = [next(cls for cls in classes(name) if cls.__name__ == family.base) for name, family in FAMILY.items()]
@@ -20,10 +20,6 @@ def _one_thread(threads):
 
 def by_name(cls):
     return cls.__name__
-
-
-def calls(model) -> dict[str, int]:
-    return fastbert.report(model).replaced[0].calls
 
 
 def is_served(cls: type, padding: str) -> bool:
@@ -159,6 +155,40 @@ def test_embeddings_and_positions_of_the_callers(cls):
     assert calls(model) == {"packed": 2}
     for ours, theirs in zip(actual, expected, strict=True):
         assert_equal(ours, theirs, given)
+
+
+@pytest.mark.parametrize("family", ["DistilBERT", "MPNet"])
+def test_token_types_of_tokenizers_are_ignored_without_a_table(family):
+    model = make(BASES[list(FAMILY).index(family)])
+    given = inputs(model, labels=False)
+    fastbert.optimize(model)
+    with torch.no_grad():
+        expected = model(**given)[0]
+        assert torch.equal(model(**given, token_type_ids=given["attention_mask"])[0], expected)
+    assert calls(model) == {"packed": 2}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("ALBERT", {"num_hidden_layers": 6, "num_hidden_groups": 3, "inner_group_num": 2}),
+        ("ELECTRA", {"embedding_size": 16}),
+        ("GPT-2", {"reorder_and_upcast_attn": True, "activation_function": "relu"}),
+        *[
+            ("BERT", {"hidden_act": name})
+            for name in ("gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "tanh")
+        ],
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
+)
+def test_configurations_of_a_family(family, changes):
+    model = make(BASES[list(FAMILY).index(family)], **changes).double()
+    given = inputs(model, labels=False) | {"use_cache": False}
+    with torch.no_grad():
+        expected = model(**given)[0]
+        actual = fastbert.optimize(model)(**given)[0]
+    assert calls(model) == {"packed": 1}
+    assert_equal(actual, expected, given)
 
 
 def test_task_types_of_ernie():

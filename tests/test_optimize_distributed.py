@@ -22,7 +22,7 @@ def _gradients(model, given):
 
 
 def _check(rank: int, port: int) -> None:
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
     from torch.distributed.tensor import DTensor
     from torch.nn.parallel import DistributedDataParallel
     from transformers import BertForTokenClassification
@@ -60,6 +60,16 @@ def _check(rank: int, port: int) -> None:
     fully_shard(by_layer.bert)
     fully_shard(by_layer)
     assert_equal(_gradients(by_layer, given))
+
+    for use_orig_params in (True, False):
+        flat = FullyShardedDataParallel(
+            fastbert.optimize(copy.deepcopy(stock)), use_orig_params=use_orig_params, device_id=torch.device("cpu")
+        )
+        loss = flat(**given).loss
+        loss.backward()
+        torch.testing.assert_close(loss.detach(), stock(**given).loss.detach())
+    with pytest.raises(ValueError, match=r"sharded already; call fastbert\.optimize\(model\) first"):
+        fastbert.optimize(FullyShardedDataParallel(copy.deepcopy(stock), device_id=torch.device("cpu")))
 
     sharded = copy.deepcopy(stock)
     fully_shard(sharded.bert)

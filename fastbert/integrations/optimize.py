@@ -93,7 +93,8 @@ def optimize(model: Model, *, precision: str | None = None, strict: bool = False
     """Makes a transformers model, or every one inside a module, run on its real tokens alone. In place.
 
     What it computes on real tokens is what it computed before, in inference and in training; padded positions come back as zeros.
-    Where a call asks for what a packed forward does not do, transformers' own forward answers; ``report`` says when that was.
+    Where a call asks for what a packed forward does not do, transformers' own forward answers; ``report`` says when that was. It is
+    also what torch.compile compiles.
 
     Args:
         model: a base model or one with a head, of BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA, ALBERT, ERNIE, MPNet
@@ -166,7 +167,7 @@ def restore(model: Model) -> Model:
                 f"{type(module).__name__} got another class after fastbert.optimize; undo that first (fully_shard cannot be)"
             )
     for module in optimized:
-        module.__class__ = type(module).__bases__[1]
+        module.__class__ = type(module)._fastbert_stock
         module.__dict__.pop("_fastbert", None)
     texts = _texts_of(model)
     if texts is not None:

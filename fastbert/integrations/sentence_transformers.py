@@ -30,6 +30,9 @@ from fastbert.tokenizer import WordPieceTokenizer
 _BATCHES_A_CALL = 16
 # Modules that read and write the sentence embedding only.
 _BEHIND_POOLING = {"Normalize", "Dense", "LayerNorm", "Dropout"}
+# What _inference may be told and a packed call does; a task chooses a length and an expansion, which are looked at.
+_ARGUMENTS = {"prompt", "batch_size", "show_progress_bar", "output_value", "save_to_cpu", "normalize_embeddings"}
+_ARGUMENTS |= {"truncate_dim", "device", "task"}
 # Texts in which tokenizers differ: cases, accents, scripts, what is no word, long words, special tokens.
 _PROBES = (
     "",
@@ -170,11 +173,13 @@ def pipelines(model: nn.Module) -> list[Pipeline]:
 
 def _with_tokenizer(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """sentence-transformers' modules that hold a tokenizer and a model of transformers, with their paths."""
-    return [
-        (path, module)
-        for path, module in model.named_modules()
-        if type(module).__name__ == "Transformer" and type(module).__module__.startswith("sentence_transformers.")
-    ]
+    return [(path, module) for path, module in model.named_modules() if _kind(module) == "Transformer"]
+
+
+def _kind(module: nn.Module) -> str:
+    """The name of a class of sentence-transformers; of another, with its module."""
+    cls = type(module)
+    return cls.__name__ if cls.__module__.startswith("sentence_transformers.") else f"{cls.__module__}.{cls.__name__}"
 
 
 def _attribute(module: nn.Module) -> str:
@@ -233,30 +238,19 @@ def _why_padded(model: SentenceTransformer, inputs: list[Any], arguments: dict[s
     """Why a call of encode is sentence-transformers' to answer; None if it can be packed."""
     if arguments.get("output_value") != "sentence_embedding":
         return f"output_value is {arguments.get('output_value')!r}"
-    further = set(arguments) - {
-        *(
-            "prompt",
-            "batch_size",
-            "show_progress_bar",
-            "output_value",
-            "save_to_cpu",
-            "normalize_embeddings",
-            "truncate_dim",
-        ),
-        *("device", "task"),
-    }
+    further = set(arguments) - _ARGUMENTS
     if further:
         return f"arguments {', '.join(sorted(further))}"
     if not all(isinstance(text, str) for text in inputs):
         return "inputs that are no strings"
     transformer: Any
     transformer, *behind = model.children()
-    if type(transformer).__name__ != "Transformer" or not isinstance(transformer.model, OptimizedBase):
+    if _kind(transformer) != "Transformer" or not isinstance(transformer.model, OptimizedBase):
         return "the first module holds no optimized base model"
     base: Any = transformer.model
     if not isinstance(getattr(transformer, "processor", None), FastBertTokenizer):
         return "the tokenizer is not fastbert's"
-    kinds = [type(module).__name__ for module in behind]
+    kinds = [_kind(module) for module in behind]
     if not kinds or kinds[0] != "Pooling" or not _BEHIND_POOLING.issuperset(kinds[1:]):
         return f"modules {', '.join(kinds)} behind the model"
     if not hasattr(behind[0], "_forward_flattened"):

@@ -38,7 +38,7 @@ _LAYERS, _BATCH, _SEQ, _VOCABULARY = 2, 8, 128, 30522
 _SHARES = {"full": 1.0, "half": 0.5, "third": 1 / 3}
 _TOLERANCE = 2e-5  # of float32, as a share of the largest value
 _EMBEDDING_TOLERANCE = 1e-5
-_TEXTS, _QUICK_TEXTS = 128, 32
+_TEXTS, _QUICK_TEXTS = 64, 32
 
 _BERT = {"num_hidden_layers": _LAYERS, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # name → prefix of transformers' classes, configuration
@@ -166,7 +166,7 @@ def _text_case(name: str, title: str, prepare: Callable[[Settings], Prepared], n
         (_OPTIMIZED, _STOCK),
         prepare,
         quick=not named_only,
-        budget_seconds=6.0,
+        budget_seconds=5.0,
         quick_budget_seconds=2.0,
         named_only=named_only,
     )
