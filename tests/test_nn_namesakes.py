@@ -11,6 +11,8 @@ from torch import nn
 import fastbert.nn as fnn
 from fastbert.nn import _padded, transformer
 
+pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor")  # torch's stacks say that they are not fast
+
 WIDTH, HEADS, BATCH, SEQ, MEMORY = 24, 3, 3, 7, 5
 PADDING = torch.tensor([[0, 0, 0, 0, 0, 1, 1], [0] * 7, [0, 1, 1, 1, 1, 1, 1]], dtype=torch.bool)  # True = padding
 PADDINGS = {
@@ -111,16 +113,15 @@ def test_constructor_initial_values_and_state(name):
 
 
 @pytest.mark.parametrize("norm_first", [False, True], ids=["post-norm", "pre-norm"])
-@pytest.mark.parametrize("padding", [k for k in PADDINGS if k != "holes"])
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.filterwarnings("ignore:.*mismatched", "ignore:enable_nested_tensor")
+# Not causal behind left padding: torch's NaN of queries before the first real token spreads. The next test has these.
+@pytest.mark.parametrize(
+    "mask, padding",
+    [(m, p) for m in MASKS for p in PADDINGS if p != "holes" and not (m.startswith("causal") and p == "left")],
+)
+@pytest.mark.filterwarnings("ignore:.*mismatched")
 def test_encoder_equals_torch(mask, padding, norm_first):
     batch_first = mask != "band"
     theirs, ours = stacks("Encoder", norm_first=norm_first, batch_first=batch_first, activation="gelu")
-    if mask in ("causal", "causal-bool") and padding == "left":
-        pytest.skip(
-            "torch gives NaN for a query before the first real token, and spreads it; the formula's test has this"
-        )
     real = real_of(PADDINGS[padding])
     arguments = {"mask": MASKS[mask], "src_key_padding_mask": PADDINGS[padding]}
     results = [run(module, [tokens()], real, batch_first, **arguments) for module in (ours, theirs)]
