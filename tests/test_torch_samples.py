@@ -33,6 +33,9 @@ TOLERANCES = {
     torch.bfloat16: (1.6e-2, 1e-5),
 }
 
+# Logits of some hundreds and norms over four features, which torch's samples have, amplify rounding by as much.
+ILL_CONDITIONED_ULPS = 64.0
+
 # torch 2.13's samples. Other versions have others: all of theirs run too, and only the counts are not compared.
 COUNTED_VERSION = "2.13"
 COUNTS = {
@@ -103,7 +106,9 @@ def compare(name, ours, theirs, exact):
             assert (a is None) == (b is None), f"{name}: {kind} {i} is {a}, torch's {b}"
             if a is None or torch.allclose(a.to(b.dtype), b, *TOLERANCES[b.dtype], equal_nan=True):
                 continue
-            assert_close_to_exact(a, exact()[kind == "gradient"][i], b, f"{name}: {kind} {i}")
+            wide = exact()[kind == "gradient"][i]
+            floor = 4.0 if b.dtype.itemsize == 2 else ILL_CONDITIONED_ULPS
+            assert_close_to_exact(a, wide, b, f"{name}: {kind} {i}", floor_ulps=floor)
 
 
 def weighing(real=None):
