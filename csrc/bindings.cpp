@@ -248,10 +248,11 @@ Block block(int precision, int stream, int64_t heads, int activation, float eps,
     return b;
 }
 
-int run_block_binding(const Block& b, int64_t rows, uintptr_t x, uintptr_t cu_seqlens, int64_t batch,
-                      int64_t max_seqlen, uintptr_t y, int threads) {
+int run_blocks_binding(const std::vector<const Block*>& blocks, int64_t rows, uintptr_t x, uintptr_t cu_seqlens,
+                       int64_t batch, int64_t max_seqlen, uintptr_t y, int threads) {
     const BlockCall call = {rows, pointer<void>(x), pointer<int32_t>(cu_seqlens), batch, max_seqlen, pointer<void>(y)};
-    return static_cast<int>(run_block(b, call, threads));
+    const py::gil_scoped_release unlocked;
+    return static_cast<int>(run_blocks(blocks.data(), static_cast<int64_t>(blocks.size()), call, threads));
 }
 
 Parameter parameter(uintptr_t data, int dtype) {
@@ -579,7 +580,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("linear_pack", &linear_pack_binding, unlocked);
     m.def("linear", &linear_binding, unlocked);
     m.def("fingerprint", [](uintptr_t data, int64_t bytes) { return fingerprint(pointer<void>(data), bytes); });
-    py::class_<Block>(m, "Block").def(py::init(&block)).def("run", &run_block_binding, unlocked);
+    py::class_<Block>(m, "Block").def(py::init(&block));
+    m.def("run_blocks", &run_blocks_binding);
     m.def("bias_gelu", &bias_gelu_binding, unlocked);
     m.def("bias_gelu_backward", &bias_gelu_backward_binding, unlocked);
     m.def("softmax", &softmax_binding, unlocked);

@@ -5,7 +5,6 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
@@ -28,11 +27,6 @@ constexpr int64_t kUnitsToUnlock = 2048;  // letting go of the lock takes about 
 
 std::string shown(int64_t value) {
     return std::to_string(value);
-}
-
-PyObject* checked(PyObject* object) {
-    if (object == nullptr) throw py::error_already_set();
-    return object;
 }
 
 // ---- options ----
@@ -193,63 +187,9 @@ std::string normalize(const WordPiece& tokenizer, const py::str& text) {
     return result;
 }
 
-// ---- one text to a dictionary: the call that people make most, without pybind11's dispatcher ----
-
-PyObject* int_list(const int64_t* values, int64_t count) {
-    PyObject* list = PyList_New(static_cast<Py_ssize_t>(count));
-    for (int64_t i = 0; list != nullptr && i < count; ++i) {
-        PyObject* item = PyLong_FromLongLong(values[i]);
-        if (item == nullptr) Py_CLEAR(list);
-        if (list != nullptr) PyList_SET_ITEM(list, static_cast<Py_ssize_t>(i), item);
-    }
-    return list;
-}
-
-// encode_dict(text, add_special_tokens, max_length, /)
-PyObject* encode_dict(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
-    try {
-        if (count != 3) throw py::type_error("encode_dict takes text, add_special_tokens and max_length");
-        const auto& tokenizer = py::handle(self).cast<const WordPiece&>();
-        Texts texts;
-        texts.add(arguments[0], "texts", 0);
-        EncodeOptions options;
-        const int special = PyObject_IsTrue(arguments[1]);
-        options.max_length = PyLong_AsLongLong(arguments[2]);
-        if (special < 0 || PyErr_Occurred()) throw py::error_already_set();
-        options.add_special_tokens = special != 0;
-        const Encodings encodings = encode(tokenizer, texts.input, texts.units(), options);
-        const Row& row = encodings.rows[0];
-        std::vector<int64_t> values(static_cast<size_t>(encodings.longest()));
-        const auto result = py::reinterpret_steal<py::dict>(checked(PyDict_New()));
-        static PyObject* const keys[] = {PyUnicode_InternFromString("input_ids"),
-                                         PyUnicode_InternFromString("token_type_ids"),
-                                         PyUnicode_InternFromString("attention_mask")};
-        constexpr Field kFields[] = {Field::input_ids, Field::token_type_ids, Field::attention_mask};
-        for (int i = 0; i < 3; ++i) {
-            encodings.write_row(kFields[i], row, values.data());
-            const auto list = py::reinterpret_steal<py::object>(
-                checked(int_list(values.data(), static_cast<int64_t>(values.size()))));
-            if (PyDict_SetItem(result.ptr(), keys[i], list.ptr()) != 0) throw py::error_already_set();
-        }
-        return py::object(result).release().ptr();
-    } catch (py::error_already_set& error) {
-        error.restore();
-    } catch (const py::builtin_exception& error) {
-        error.set_error();
-    } catch (const std::exception& error) {
-        PyErr_SetString(PyExc_RuntimeError, error.what());
-    }
-    return nullptr;
-}
-
-PyMethodDef encode_dict_method = {
-    "encode_dict", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(encode_dict)), METH_FASTCALL,
-    "encode_dict(text, add_special_tokens, max_length, /): the ids, types and mask of one text, as lists"};
-
 // ---- results ----
 
 typedef py::array_t<int64_t> Array;
-
 // Lets go of the lock around work that is worth it.
 template <class Work>
 void unlocked_for(int64_t tokens, const Work& work) {
@@ -263,10 +203,32 @@ Array packed(const Encodings& encodings, const std::string& name) {
     encodings.check(field);
     std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(encodings.total())};
     if (width(field) == 2) shape.push_back(2);
-    Array result(shape);
+    Array result = new_array(shape);
     int64_t* out = result.mutable_data();
-    unlocked_for(encodings.total(), [&] { encodings.write_packed(field, out); });
+    unlocked_for(encodings.total(), [&] { encodings.write_packed({{field, out}}); });
     return result;
+}
+
+// (input_ids, cu_seqlens, position_ids, token_type_ids or None, lengths as a list). Positions and types share their
+// memory, which nobody keeps without the other: two allocations stay in the heap of glibc where a third would be
+// returned to the system, and be cleared anew for the next batch.
+py::tuple packed_batch(const Encodings& encodings, bool with_types) {
+    const py::ssize_t total = static_cast<py::ssize_t>(encodings.total());
+    py::array_t<int32_t> bounds(static_cast<py::ssize_t>(encodings.rows.size() + 1));
+    encodings.write_bounds(bounds.mutable_data());
+    Array ids = new_array({total}), others = new_array({with_types ? 2 : 1, total});
+    std::vector<Encodings::Output> outputs{{Field::input_ids, ids.mutable_data()},
+                                           {Field::position_ids, others.mutable_data()}};
+    if (with_types) outputs.push_back({Field::token_type_ids, others.mutable_data() + total});
+    unlocked_for(encodings.total(), [&] { encodings.write_packed(outputs); });
+    const auto part = [&](py::ssize_t i) { return Array(total, others.data() + i * total, others); };
+    const py::object types = with_types ? py::object(part(1)) : py::none();
+    py::list lengths(encodings.rows.size());
+    for (size_t i = 0; i < encodings.rows.size(); ++i) {
+        PyList_SET_ITEM(lengths.ptr(), static_cast<Py_ssize_t>(i),
+                        py::int_(encodings.length(encodings.rows[i])).release().ptr());
+    }
+    return py::make_tuple(ids, bounds, part(0), types, lengths);
 }
 
 Array padded(const Encodings& encodings, const std::string& name, int64_t length, int64_t value, bool left) {
@@ -276,7 +238,7 @@ Array padded(const Encodings& encodings, const std::string& name, int64_t length
     const int64_t rows = static_cast<int64_t>(encodings.rows.size());
     std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(rows), static_cast<py::ssize_t>(length)};
     if (width(field) == 2) shape.push_back(2);
-    Array result(shape);
+    Array result = new_array(shape);
     int64_t* out = result.mutable_data();
     unlocked_for(rows * length, [&] { encodings.write_padded(field, length, value, left, out); });
     return result;
@@ -352,8 +314,6 @@ void bind_tokenizer(py::module_& m) {
         py::arg("max_length") = -1, py::arg("strategy") = "longest_first", py::arg("stride") = 0,
         py::arg("truncation_side") = "right", py::arg("overflow") = false, py::arg("offsets") = false,
         py::arg("split_special_tokens") = false, py::arg("threads") = 1);
-    wordpiece.attr("encode_dict") = py::reinterpret_steal<py::object>(
-        checked(PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(wordpiece.ptr()), &encode_dict_method)));
     wordpiece.def_property_readonly("unk_id", &WordPiece::unk_id);
     wordpiece.def("num_special_tokens", &WordPiece::special_tokens, py::arg("pair"));
     wordpiece.def("memory", &WordPiece::memory);
@@ -374,6 +334,7 @@ void bind_tokenizer(py::module_& m) {
                  return result;
              })
         .def("packed", &packed, py::arg("field"))
+        .def("packed_batch", &packed_batch, py::arg("with_types"))
         .def("padded", &padded, py::arg("field"), py::arg("length"), py::arg("value") = 0, py::arg("left") = false)
         .def("lists", &lists, py::arg("field"));
     bind_tokenizer_calls(wordpiece, m.attr("Encodings"));

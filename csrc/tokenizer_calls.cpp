@@ -1,9 +1,10 @@
 #include "tokenizer_calls.h"
 
-#include <pybind11/numpy.h>
-
 #include <algorithm>
 #include <array>
+#include <cstdlib>
+#include <memory>
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>
@@ -25,8 +26,11 @@ constexpr const char* kNames[] = {"input_ids",      "token_type_ids", "attention
                                   "offset_mapping", "word_ids",       "sequence_ids",   "position_ids"};
 constexpr int64_t kOffsets = 1 << 4;  // the bit of offset_mapping
 
-// Texts start at 0 and words are short, so most offsets occur again and again: their tuples are shared, as Python
-// shares small integers. At most half a megabyte, under the lock of the interpreter.
+// Texts start at 0 and words are short, so most offsets occur again and again, and so do the ids: their objects are
+// shared, as Python shares small integers. At most a megabyte of integers and half of one of tuples, under the lock of
+// the interpreter.
+constexpr int64_t kSharedIntegers = 1 << 15;
+PyObject* shared_integers[kSharedIntegers] = {};
 constexpr int64_t kSharedStarts = 512, kSharedLengths = 16;
 PyObject* shared_offsets[kSharedStarts][kSharedLengths] = {};
 
@@ -48,17 +52,29 @@ Field field_of(PyObject* name) {
     return field_named(py::handle(name).cast<std::string>());
 }
 
-py::object offset_tuple(int64_t start, int64_t end) {
-    const bool shared = start < kSharedStarts && end - start < kSharedLengths;
-    if (shared && shared_offsets[start][end - start] != nullptr) {
-        return py::reinterpret_borrow<py::object>(shared_offsets[start][end - start]);
-    }
+// New references.
+PyObject* integer_object(int64_t value) {
+    if (value < 0 || value >= kSharedIntegers) return checked(PyLong_FromLongLong(value));
+    PyObject*& shared = shared_integers[value];
+    if (shared == nullptr) shared = checked(PyLong_FromLongLong(value));
+    Py_INCREF(shared);
+    return shared;
+}
+
+PyObject* make_offset_tuple(int64_t start, int64_t end) {
     auto result = py::reinterpret_steal<py::object>(checked(PyTuple_New(2)));
-    PyTuple_SET_ITEM(result.ptr(), 0, checked(PyLong_FromLongLong(start)));
-    PyTuple_SET_ITEM(result.ptr(), 1, checked(PyLong_FromLongLong(end)));
+    PyTuple_SET_ITEM(result.ptr(), 0, integer_object(start));
+    PyTuple_SET_ITEM(result.ptr(), 1, integer_object(end));
     PyObject_GC_UnTrack(result.ptr());  // it holds integers alone
-    if (shared) shared_offsets[start][end - start] = py::object(result).release().ptr();
-    return result;
+    return result.release().ptr();
+}
+
+PyObject* offset_tuple(int64_t start, int64_t end) {
+    if (start >= kSharedStarts || end - start >= kSharedLengths) return make_offset_tuple(start, end);
+    PyObject*& shared = shared_offsets[start][end - start];
+    if (shared == nullptr) shared = make_offset_tuple(start, end);
+    Py_INCREF(shared);
+    return shared;
 }
 
 // [length, width of the field] as a list.
@@ -66,16 +82,13 @@ py::list list_of(Field field, const std::vector<int64_t>& values) {
     const size_t length = values.size() / static_cast<size_t>(width(field));
     const bool has_none = field == Field::word_ids || field == Field::sequence_ids;
     py::list result(length);
-    for (size_t i = 0; i < length; ++i) {
-        py::object item;
-        if (field == Field::offset_mapping) {
-            item = offset_tuple(values[2 * i], values[2 * i + 1]);
-        } else if (has_none && values[i] < 0) {
-            item = py::none();
-        } else {
-            item = py::reinterpret_steal<py::object>(checked(PyLong_FromLongLong(values[i])));
+    PyObject** const items = PySequence_Fast_ITEMS(result.ptr());
+    if (field == Field::offset_mapping) {
+        for (size_t i = 0; i < length; ++i) items[i] = offset_tuple(values[2 * i], values[2 * i + 1]);
+    } else {
+        for (size_t i = 0; i < length; ++i) {
+            items[i] = has_none && values[i] < 0 ? py::none().release().ptr() : integer_object(values[i]);
         }
-        PyList_SET_ITEM(result.ptr(), static_cast<Py_ssize_t>(i), item.release().ptr());
     }
     return result;
 }
@@ -117,8 +130,8 @@ int64_t fill_of(Field field, int64_t pad_id) {
     return field == Field::input_ids ? pad_id : field == Field::special_tokens_mask;
 }
 
-py::object as_lists(const Encodings& encodings, Field field, bool one, int64_t length, int64_t fill) {
-    std::vector<int64_t> values;
+py::object as_lists(const Encodings& encodings, Field field, bool one, int64_t length, int64_t fill,
+                    std::vector<int64_t>& values) {
     const auto row_of = [&](const Row& row) {
         const int64_t written = encodings.length(row), wanted = std::max(written, length);
         values.resize(static_cast<size_t>(wanted * width(field)));
@@ -138,7 +151,7 @@ py::object as_array(const Encodings& encodings, Field field, int64_t length, int
     const auto rows = static_cast<py::ssize_t>(encodings.rows.size());
     std::vector<py::ssize_t> shape{rows, static_cast<py::ssize_t>(length)};
     if (width(field) == 2) shape.push_back(2);
-    py::array_t<int64_t> result(shape);
+    py::array_t<int64_t> result = new_array(shape);
     encodings.write_padded(field, length, fill, false, result.mutable_data());
     return result;
 }
@@ -175,12 +188,13 @@ PyObject* fill(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
             return py::none();
         }
         if (length <= 0) length = length == 0 || convert != Py_None ? longest : 0;
+        std::vector<int64_t> values;  // of a row, to use its memory again
         for (size_t i = 0; i < kOutputs.size(); ++i) {
             if ((fields >> i & 1) == 0) continue;
             const int64_t value = fill_of(kOutputs[i], pad_id);
             py::object output;
             if (convert == Py_None) {
-                output = as_lists(encodings, kOutputs[i], one, length, value);
+                output = as_lists(encodings, kOutputs[i], one, length, value, values);
             } else {
                 output = as_array(encodings, kOutputs[i], length, value);
                 if (convert != Py_True) {
@@ -220,6 +234,24 @@ PyMethodDef list_method = {"list", reinterpret_cast<PyCFunction>(reinterpret_cas
                            "list(field, row, /): a row's values"};
 
 }  // namespace
+
+py::array_t<int64_t> new_array(const std::vector<py::ssize_t>& shape) {
+    int64_t bytes = sizeof(int64_t);
+    bool fits = true;
+    for (py::ssize_t size : shape) fits = fits && !__builtin_mul_overflow(bytes, size, &bytes);
+    constexpr int64_t kMost = int64_t{1} << 62;  // NumPy says so where it is more
+    if (!fits || bytes > kMost || bytes < int64_t{kLargePage / 2}) return py::array_t<int64_t>(shape);
+    // Aligned by hand: what aligned_alloc() maps for one call glibc unmaps after it, for malloc() it learns to keep it.
+    const size_t whole = (static_cast<size_t>(bytes) + kLargePage - 1) / kLargePage * kLargePage;
+    std::unique_ptr<void, void (*)(void*)> block(std::malloc(whole + kLargePage), std::free);
+    if (block == nullptr) throw std::bad_alloc();
+    const auto begin = reinterpret_cast<uintptr_t>(block.get());
+    auto* const data = reinterpret_cast<int64_t*>((begin + kLargePage - 1) / kLargePage * kLargePage);
+    prefer_large_pages(data, whole);
+    const py::capsule owner(block.get(), [](void* kept) { std::free(kept); });
+    block.release();
+    return py::array_t<int64_t>(shape, data, owner);
+}
 
 py::list row_list(const Encodings& encodings, Field field, const Row& row) {
     std::vector<int64_t> values(static_cast<size_t>(encodings.length(row) * width(field)));

@@ -184,8 +184,10 @@ class Block:
         norms: list[_Vector],
         /,
     ) -> None: ...
-    def run(self, rows: int, x: int, cu_seqlens: int, batch: int, max_seqlen: int, y: int, threads: int, /) -> int: ...
 
+def run_blocks(
+    blocks: list[Block], rows: int, x: int, cu_seqlens: int, batch: int, max_seqlen: int, y: int, threads: int, /
+) -> int: ...
 def attention_decode(
     dtype: int,
     shape: tuple[int, ...],  # batch, heads, kv_heads, seq_q, capacity, head_dim, value_dim
@@ -499,9 +501,6 @@ class WordPiece:
         Raises ValueError for invalid UTF-8, naming row and byte, nulls and bounds out of range, TypeError for other data.
         """
 
-    def encode_dict(self, text: str, add_special_tokens: bool, max_length: int, /) -> dict[str, list[int]]:
-        """input_ids, token_type_ids and attention_mask of one text, truncated on the right; max_length -1: not at all."""
-
     def fill(
         self,
         outputs: dict[str, Any],
@@ -561,6 +560,17 @@ class Encodings:
 
     def packed(self, field: str) -> numpy.typing.NDArray[numpy.int64]:
         """[total]: the rows one after another."""
+
+    def packed_batch(
+        self, with_types: bool
+    ) -> tuple[
+        numpy.typing.NDArray[numpy.int64],
+        numpy.typing.NDArray[numpy.int32],
+        numpy.typing.NDArray[numpy.int64],
+        numpy.typing.NDArray[numpy.int64] | None,
+        list[int],
+    ]:
+        """(input_ids, cu_seqlens, position_ids, token_type_ids, lengths). Raises as cu_seqlens()."""
 
     def padded(self, field: str, length: int, value: int = 0, left: bool = False) -> numpy.typing.NDArray[numpy.int64]:
         """[rows, length], filled up with value on the right or the left. Raises ValueError for a shorter length than longest."""

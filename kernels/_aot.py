@@ -1,16 +1,22 @@
 """Ahead-of-time compilation without a GPU: every shipped configuration, for every target, with what it costs.
 
     python -m fastbert.kernels._aot --sample              a few configurations, every target: what the tests run
-    python -m fastbert.kernels._aot --all --json FILE     everything
+    python -m fastbert.kernels._aot --all --json FILE     everything; with --shard 1/3, 2/3, 3/3 in parts
+    python -m fastbert.kernels._aot --merge PART … --json FILE
 
 Each kernel module lists calls of its launchers (`aot_cases`). A call on `meta` tensors records the kernels that the
 launcher would start, with their arguments, so what is compiled here is what a GPU would compile. The report has
 registers, spills and shared memory from the binary itself, and the widest access to global memory from its assembly.
-The exit status is 1 when a compilation fails, or spills registers on sm_90."""
+The exit status is 1 when a compilation fails, or spills registers on sm_90.
+
+Of the specialisations that the calls reach, sm_90 compiles every one in bfloat16 and float32. Elsewhere, and in float16,
+which the other targets leave out, as many as have each kernel in each of its launch configurations, and with each set of
+its options (what masks there are, dropout, rows off 16 bytes), if not each with each."""
 
 import argparse
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -102,8 +108,8 @@ TARGETS = {
         Multiprocessor(64 * 1024, 32, reserved_bytes=0, registers=4 * 512 * 64, warp=64),
     ),
 }  # fmt: skip
-#: Where a spill fails the report.
-NO_SPILLS = frozenset({"sm_90"})
+#: Where every specialisation is compiled, and a spill fails the report.
+THOROUGH = "sm_90"
 #: What must use Hopper's asynchronous products there ("case kernel"): backward, the blocks of wider heads are too low for them.
 WITH_WGMMA = re.compile(r"^attention(-d\d+|_backward-d(32|64|80|128))-.*-(fp16|bf16)-.* (forward|dq|dk_dv)_kernel$")
 
@@ -130,11 +136,11 @@ class Report:
         """Why this fails the whole, or an empty string."""
         if self.error:
             return self.error
-        if self.spills and self.target in NO_SPILLS:
+        if self.spills and self.target == THOROUGH:
             return f"spills {self.spills} bytes a thread"
         if self.shared_bytes > TARGETS[self.target].shared_limit:
             return f"{self.shared_bytes} bytes of shared memory; at most {TARGETS[self.target].shared_limit}"
-        if self.target == "sm_90" and WITH_WGMMA.search(f"{self.case} {self.kernel}") and not self.wgmma:
+        if self.target == THOROUGH and WITH_WGMMA.search(f"{self.case} {self.kernel}") and not self.wgmma:
             return "no wgmma instruction"
         return ""
 
@@ -148,6 +154,11 @@ class Report:
         by_memory = limits.shared_bytes // (self.shared_bytes + limits.reserved_bytes or 1)
         by_registers = limits.registers // (registers * limits.warp) // self.num_warps
         return min(by_memory, by_registers, limits.warps // self.num_warps)
+
+
+#: What of a report a file holds.
+WRITTEN = [field.name for field in dataclasses.fields(Report) if field.name not in ("seconds", "error")]
+WRITTEN += ["programs", "error"]
 
 
 def specialised_source(launch: Launch, target: Target) -> ASTSource:
@@ -192,7 +203,12 @@ _DTYPE_NAMES = {
 
 def cases(sample: bool) -> list[AotCase]:
     """Every case of every kernel module, or the sample."""
-    return [case for module in MODULES for case in module.aot_cases() if case.sample or not sample]
+    return [case for case in _cases().values() if case.sample or not sample]
+
+
+@functools.cache
+def _cases() -> dict[str, AotCase]:
+    return {case.id: case for module in MODULES for case in module.aot_cases()}
 
 
 def _launches(case: AotCase, target: str) -> list[Launch]:
@@ -202,22 +218,49 @@ def _launches(case: AotCase, target: str) -> list[Launch]:
 
 
 def jobs(sample: bool, targets: list[str]) -> list[tuple[str, int, str]]:
-    """(case, number of its launch, target), each distinct specialisation once."""
-    result: dict[object, tuple[str, int, str]] = {}
+    """(case, number of its launch, target): of the sample each distinct specialisation, of all cases what the module says."""
+    result = []
     for target in targets:
+        seen: set[object] = set()
         for case in cases(sample):
             for number, launch in enumerate(_launches(case, target)):
                 source = specialised_source(launch, TARGETS[target])
-                specialisation = (source.name, *map(str, (source.signature, source.constants, source.attrs)))
-                result.setdefault((target, launch.num_warps, *specialisation), (case.id, number, target))
-    return list(result.values())
+                specialisation = (
+                    launch.num_warps,
+                    source.name,
+                    *map(str, (source.signature, source.constants, source.attrs)),
+                )
+                if specialisation in seen:
+                    continue
+                seen.add(specialisation)
+                dtype, configuration, options = _aspects(launch, source)
+                new = not seen.issuperset((configuration, options))
+                # Two of the three: not float16, where all is compiled, not compiled yet.
+                if sample or sum((dtype != "fp16", target == THOROUGH, new)) >= 2:
+                    seen |= {configuration, options}
+                    result.append((case.id, number, target))
+    return result
+
+
+def _aspects(launch: Launch, source: ASTSource) -> tuple[str, object, object]:
+    """(dtype of the elements, the kernel with its launch configuration, the kernel with its options) of a specialisation."""
+    pointers = {name: type_[1:] for name, type_ in source.signature.items() if type_.startswith("*")}
+    dtypes = sorted(set(pointers.values()))
+    dtype = next((name for name in ("bf16", "fp16", "fp32") if name in dtypes), ",".join(dtypes))
+    names = launch.kernel.arg_names
+    constants = {names[index]: value for (index,), value in source.constants.items()}
+    tile = [(name, value) for name, value in constants.items() if type(value) is int and name.isupper()]
+    flags = [(name, value) for name, value in constants.items() if value is None or isinstance(value, bool | str)]
+    aligned = all((names.index(name),) in source.attrs for name in pointers)
+    kernel = f"{launch.kernel.fn.__module__}.{source.name}"  # modules have kernels of one name
+    configuration = ("configuration", kernel, launch.num_warps, dtype, *tile)
+    return dtype, configuration, ("options", kernel, aligned, *flags)
 
 
 def compile_job(job: tuple[str, int, str]) -> Report:
     """Compile one launch and read its binary."""
     case_id, number, target = job
-    case = next(case for case in cases(sample=False) if case.id == case_id)
-    launch = _launches(case, target)[number]
+    launch = _launches(_cases()[case_id], target)[number]
     report = Report(case_id, launch.kernel.__name__.strip("_"), target, launch.num_warps)
     start = time.perf_counter()
     try:
@@ -278,15 +321,18 @@ def _field(pattern: str, text: str, default: int | None = None) -> int:
 
 
 def table(reports: list[Report]) -> str:
-    """The reports as text, one line each."""
-    lines = [f"{'case':58} {'kernel':22} {'target':7} warps  regs spills  shared programs  load store  wgmma  seconds"]
-    for r in sorted(reports, key=lambda r: (r.case, r.kernel, r.target)):
-        figures = (
-            f"{r.num_warps:5} {r.registers:5} {r.spills:6} {r.shared_bytes:7} {r.programs:8} "
-            f"{r.widest_load:5} {r.widest_store:5} {r.wgmma:6}"
-        )
+    """The reports as text: one line for a kernel of an operation on a target, with the worst of its figures."""
+    lines = [
+        f"{'operation':29} {'kernel':20} {'target':7} compilations  registers  spilling  shared memory  programs  wgmma"
+    ]
+    groups: dict[tuple[str, str, str], list[Report]] = {}
+    for r in reports:
+        groups.setdefault((r.case.partition("-")[0], r.kernel, r.target), []).append(r)
+    for (operation, kernel, target), group in sorted(groups.items()):
         lines.append(
-            f"{r.case:58} {r.kernel:22} {r.target:7} {figures} {r.seconds:8.2f}{'  ' + r.problem if r.problem else ''}"
+            f"{operation:29} {kernel:20} {target:7} {len(group):12} {max(r.registers for r in group):10} "
+            f"{sum(bool(r.spills) for r in group):9} {max(r.shared_bytes for r in group):14} "
+            f"{min(r.programs for r in group):9} {sum(bool(r.wgmma) for r in group):6}"
         )
     return "\n".join(lines)
 
@@ -304,38 +350,75 @@ def summary(reports: list[Report]) -> str:
     return "\n".join(lines)
 
 
+def write(file: Path, reports: list[Report]) -> None:
+    """The reports as JSON, a line each; what a report counts and what it follows from that, but for how long it took."""
+    lines = [json.dumps(line) for line in sorted([getattr(report, name) for name in WRITTEN] for report in reports)]
+    versions = {"triton": triton.__version__, "torch": torch.__version__}
+    heads = f'"versions": {json.dumps(versions)},\n"fields": {json.dumps(WRITTEN)},\n"reports": [\n'
+    file.write_text("{\n" + heads + ",\n".join(lines) + "\n]\n}\n")
+
+
+def read(file: Path) -> list[Report]:
+    """What `write` wrote. Raises ValueError for another triton's."""
+    content = json.loads(file.read_text())
+    if content["versions"]["triton"] != triton.__version__:
+        raise ValueError(f"{file} is triton {content['versions']['triton']}'s; this is {triton.__version__}")
+    return [
+        Report(**{name: value for name, value in zip(content["fields"], line, strict=True) if name != "programs"})
+        for line in content["reports"]
+    ]
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"a shard is I/N with 1 <= I <= N, not {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _compiled(work: list[tuple[str, int, str]], processes: int) -> list[Report]:
+    reports: list[Report] = []
+    with tempfile.TemporaryDirectory() as cache:
+        # An empty cache, which the workers inherit: every figure comes from a compilation of now.
+        os.environ["TRITON_CACHE_DIR"] = cache
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(max(1, min(processes, len(work))), context) as pool:
+            for done, report in enumerate(pool.map(compile_job, work), 1):
+                reports.append(report)
+                if sys.stderr.isatty():
+                    print(f"\r{done}/{len(work)}", end="", file=sys.stderr, flush=True)
+    return reports
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m fastbert.kernels._aot", description=__doc__.splitlines()[0])
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--all", action="store_true", help="every shipped configuration")
     which.add_argument("--sample", action="store_true", help="the few that the tests compile")
+    which.add_argument("--merge", nargs="+", type=Path, metavar="PART", help="what was compiled before, in shards")
     parser.add_argument("--target", action="append", choices=sorted(TARGETS), help="only this one; may be repeated")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="worker processes")
+    parser.add_argument(
+        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="every N-th compilation, from the I-th"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the reports there")
     options = parser.parse_args(arguments)
     if INTERPRETED:
         parser.error("TRITON_INTERPRET is set, and an interpreted kernel cannot be compiled ahead of time: unset it")
 
-    work = jobs(options.sample, options.target or list(TARGETS))
-    reports: list[Report] = []
-    with tempfile.TemporaryDirectory() as cache:
-        # An empty cache, which the workers inherit: every figure comes from a compilation of now.
-        os.environ["TRITON_CACHE_DIR"] = cache
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(max(1, min(options.jobs, len(work))), context) as pool:
-            for done, report in enumerate(pool.map(compile_job, work), 1):
-                reports.append(report)
-                if sys.stderr.isatty():
-                    print(f"\r{done}/{len(work)}", end="", file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    if options.merge:
+        reports = [report for part in options.merge for report in read(part)]
+    else:
+        shard, shards = options.shard
+        work = jobs(options.sample, options.target or list(TARGETS))[shard - 1 :: shards]
+        reports = _compiled(work, options.jobs)
     print(table(reports))
     print(summary(reports))
+    print(f"triton {triton.__version__}, {time.perf_counter() - start:.0f} s")
     if options.json:
-        entries = [
-            {**dataclasses.asdict(report), "programs": report.programs, "problem": report.problem} for report in reports
-        ]
-        versions = {"triton": triton.__version__, "torch": torch.__version__}
-        options.json.write_text(json.dumps({"versions": versions, "reports": entries}, indent=1) + "\n")
+        write(options.json, reports)
     failed = [report for report in reports if report.problem]
     for report in failed:
         print(f"FAILED {report.case} {report.kernel} {report.target}: {report.problem}", file=sys.stderr)

@@ -78,7 +78,7 @@ def aot_grid(operation: str) -> list[tuple[str, int, torch.dtype, int, dict[str,
                     grid.append(
                         (f"{operation}-d{head_dim}-s{length}-{name}-{variant}", head_dim, dtype, length, options)
                     )
-    for head_dim in (32, 80):
-        for dtype, name in DTYPE_NAMES.items():
-            grid.append((f"{operation}-d{head_dim}-s1024-{name}-causal", head_dim, dtype, 1024, dict(window_right=0)))
+    for head_dim in (32, 80):  # no line's own: narrower than the tile, and no power of two
+        name = f"{operation}-d{head_dim}-s1024-bf16-causal"
+        grid.append((name, head_dim, torch.bfloat16, 1024, dict(window_right=0)))
     return grid

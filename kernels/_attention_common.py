@@ -28,7 +28,7 @@ LN2: tl.constexpr = tl.constexpr(math.log(2.0))
 
 #: Kernel arguments that differ from call to call must not make a new specialisation of the kernel each.
 VARYING = [
-    "heads", "kv_heads", "sequence_heads", "blocks", "group", "max_q", "max_k",
+    "heads", "kv_heads", "sequence_heads", "blocks", "group", "max_q", "max_k", "rows_q", "rows_k",
     "window_left", "window_right", "counter", "threshold",
 ]  # fmt: skip
 
@@ -56,6 +56,48 @@ def bounds(cu_seqlens, sequence, length):
         first = tl.load(cu_seqlens + sequence).to(tl.int64)
         rows = (tl.load(cu_seqlens + sequence + 1) - first).to(tl.int32)
     return first, rows
+
+
+@triton.jit
+def query_block(
+    cu_seqlens_q, cu_seqlens_k, blocks, sequence_heads, group, heads, max_q, max_k, RIGHT: tl.constexpr
+):  # fmt: skip
+    """(block, sequence and head, sequence, head, its first query's row, queries, its first key's row, keys) of a program."""
+    block, sequence_head = place(tl.program_id(0), blocks, sequence_heads, group)
+    if RIGHT:
+        block = blocks - 1 - block  # the last queries see the most keys: first, so that the short ones fill the end
+    sequence, head = sequence_head // heads, sequence_head % heads
+    row_q, seq_q = bounds(cu_seqlens_q, sequence, max_q)
+    row_k, seq_k = bounds(cu_seqlens_k, sequence, max_k)
+    return block, sequence_head, sequence, head, row_q, seq_q, row_k, seq_k
+
+
+@triton.jit
+def fill_past_the_end(
+    base,  # packed rows, contiguous, of `width` elements; `copies` times, `copy_stride` apart
+    value, cu_seqlens, sequences, rows, width, copies=1, copy_stride=0,
+):  # fmt: skip
+    """`value` in the rows past the last boundary, which belong to no sequence. All programs of the grid share the work."""
+    BLOCK: tl.constexpr = 1024
+    first, end = tl.load(cu_seqlens + sequences).to(tl.int64) * width, rows.to(tl.int64) * width
+    if first < end:
+        for copy in range(0, copies):
+            start = base + tl.cast(copy, tl.int64) * copy_stride
+            step = tl.num_programs(0).to(tl.int64) * BLOCK
+            for block in range(first + tl.program_id(0).to(tl.int64) * BLOCK, end, step):
+                element = block + tl.arange(0, BLOCK)
+                tl.store(start + element, tl.full([BLOCK], value, base.dtype.element_ty), mask=element < end)
+
+
+@triton.jit
+def alibi_slope(alibi, sequence, head, alibi_stride, ADDITIVE: tl.constexpr):
+    """The slope of a head, in the logits' units; 0 without ALiBi."""
+    slope = 0.0
+    if alibi is not None:
+        slope = tl.load(alibi + sequence * alibi_stride + head).to(tl.float32)
+        if not ADDITIVE:
+            slope *= LOG2E
+    return slope
 
 
 @triton.jit

@@ -70,6 +70,11 @@ _ATTENTION_TILES: dict[tuple[str, str, int], tuple[AttentionTile, ...]] = {
         AttentionTile(max_head_dim=64, block_m=32, block_n=16, num_warps=4),
         AttentionTile(max_head_dim=256, block_m=16, block_n=16, num_warps=4),
     ),
+    ("attention_dropout", "cuda", 4): (
+        AttentionTile(max_head_dim=64, block_m=32, block_n=16, num_warps=4),
+        AttentionTile(max_head_dim=128, block_m=16, block_n=16, num_warps=4),
+        AttentionTile(max_head_dim=256, block_m=16, block_n=16, num_warps=8),
+    ),
     ("attention", "hip", 2): (
         AttentionTile(max_head_dim=128, block_m=128, block_n=64, num_warps=4),
         AttentionTile(max_head_dim=256, block_m=64, block_n=32, num_warps=4),

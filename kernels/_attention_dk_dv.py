@@ -8,10 +8,11 @@ import triton
 import triton.language as tl
 
 from fastbert.kernels._attention_common import (
-    LOG2E,
     VARYING,
+    alibi_slope,
     backward_weights,
     bounds,
+    fill_past_the_end,
     keep_pairs,
     load_tile,
     logit_gradients,
@@ -142,7 +143,7 @@ def dk_dv_kernel(
     dq_stride_b, dq_stride_h, dq_stride, dk_stride_b, dk_stride_h, dk_stride, dv_stride_b, dv_stride_h, dv_stride,
     lse_stride_b, lse_stride_h,
     mask_stride_b, mask_stride_h, mask_stride_q, mask_stride_k, padding_stride, alibi_stride,
-    heads, kv_heads, sequence_heads, blocks, group, max_q, max_k, window_left, window_right, logit_scale, scale,
+    heads, kv_heads, sequence_heads, blocks, group, max_q, max_k, rows_q, rows_k, window_left, window_right, logit_scale, scale,
     counter: tl.int64, threshold: tl.uint32, keep_factor,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     ADDITIVE: tl.constexpr, SCALE_FIRST: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
@@ -156,6 +157,12 @@ def dk_dv_kernel(
     sequence, kv_head = sequence_head // kv_heads, sequence_head % kv_heads
     row_q, seq_q = bounds(cu_seqlens_q, sequence, max_q)
     row_k, seq_k = bounds(cu_seqlens_k, sequence, max_k)
+    if cu_seqlens_k is not None:
+        sequences = sequence_heads // kv_heads
+        fill_past_the_end(dk, 0.0, cu_seqlens_k, sequences, rows_k, kv_heads * HEAD_DIM)
+        fill_past_the_end(dv, 0.0, cu_seqlens_k, sequences, rows_k, kv_heads * VALUE_DIM)
+        if WHOLE:
+            fill_past_the_end(dq, 0.0, cu_seqlens_q, sequences, rows_q, heads * HEAD_DIM)
     first_key = block * BLOCK_N
     if WHOLE:
         # A sequence without keys still has queries, whose gradient is zero.
@@ -223,11 +230,7 @@ def dk_dv_kernel(
         mask_head = attn_mask
         if attn_mask is not None:
             mask_head = attn_mask + at * mask_stride_b + h * mask_stride_h
-        slope = 0.0
-        if ALIBI:
-            slope = tl.load(alibi + at * alibi_stride + h).to(tl.float32)
-            if not ADDITIVE:
-                slope *= LOG2E
+        slope = alibi_slope(alibi, at, h, alibi_stride, ADDITIVE)
         dk_tile, dv_tile = _gather_dk_dv(
             dk_tile, dv_tile, k_tile, v_tile, q_head, grad_head, out_head, dq_head, mask_head, key_padding,
             lse_head, delta_head, correction_head, seed_value,

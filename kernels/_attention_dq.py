@@ -7,15 +7,15 @@ import triton
 import triton.language as tl
 
 from fastbert.kernels._attention_common import (
-    LOG2E,
     VARYING,
+    alibi_slope,
     backward_weights,
-    bounds,
+    fill_past_the_end,
     keep_pairs,
     load_tile,
     logit_gradients,
     logits,
-    place,
+    query_block,
     store_tile,
     visible_keys,
 )
@@ -88,7 +88,7 @@ def dq_kernel(
     q_stride_b, q_stride_h, q_stride, k_stride_b, k_stride_h, k_stride, v_stride_b, v_stride_h, v_stride,
     dq_stride_b, dq_stride_h, dq_stride, lse_stride_b, lse_stride_h,
     mask_stride_b, mask_stride_h, mask_stride_q, mask_stride_k, padding_stride, alibi_stride,
-    heads, kv_heads, sequence_heads, blocks, group, max_q, max_k, window_left, window_right, logit_scale, scale,
+    heads, kv_heads, sequence_heads, blocks, group, max_q, max_k, rows_q, window_left, window_right, logit_scale, scale,
     counter: tl.int64, threshold: tl.uint32, keep_factor,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     ADDITIVE: tl.constexpr, SCALE_FIRST: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
@@ -96,12 +96,11 @@ def dq_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dq and delta. Grid: blocks of queries of every head of every sequence, as the forward kernel's."""
-    block, sequence_head = place(tl.program_id(0), blocks, sequence_heads, group)
-    if RIGHT:
-        block = blocks - 1 - block
-    sequence, head = sequence_head // heads, sequence_head % heads
-    row_q, seq_q = bounds(cu_seqlens_q, sequence, max_q)
-    row_k, seq_k = bounds(cu_seqlens_k, sequence, max_k)
+    block, sequence_head, sequence, head, row_q, seq_q, row_k, seq_k = query_block(
+        cu_seqlens_q, cu_seqlens_k, blocks, sequence_heads, group, heads, max_q, max_k, RIGHT
+    )
+    if cu_seqlens_q is not None:
+        fill_past_the_end(dq, 0.0, cu_seqlens_q, sequence_heads // heads, rows_q, heads * HEAD_DIM)
     first_query = block * BLOCK_M
     if first_query >= seq_q:
         return
@@ -121,11 +120,7 @@ def dq_kernel(
     if key_bounds is not None:
         key_bounds += at * 3
     ALIBI: tl.constexpr = alibi is not None
-    slope = 0.0
-    if ALIBI:
-        slope = tl.load(alibi + at * alibi_stride + h).to(tl.float32)
-        if not ADDITIVE:
-            slope *= LOG2E
+    slope = alibi_slope(alibi, at, h, alibi_stride, ADDITIVE)
     seed_value = tl.cast(0, tl.int64)
     if DROPOUT:
         seed_value = tl.load(seed)

@@ -18,6 +18,7 @@ from fastbert.kernels import _attention_configs, _configs
 from fastbert.kernels._attention_common import (
     VARYING,
     Call,
+    alibi_slope,
     backward_weights,
     bounds,
     keep_pairs,
@@ -47,7 +48,7 @@ def _mask_gradient_kernel(
     mask_stride_b, mask_stride_h, mask_stride_q, mask_stride_k, padding_stride, alibi_stride,
     mask_batch, mask_heads, mask_blocks_q, mask_blocks_k,  # of the gradient: what it is summed over counts one
     shared_heads, shared_blocks_q, shared_blocks_k,  # how many of each share a block of the gradient
-    tiles, tiles_each,  # that share a block; of those, that a split has
+    tiles: tl.int64, tiles_each: tl.int64,  # that share a block; of those, that a split has
     heads, kv_heads, max_q, max_k, window_left, window_right, logit_scale,
     counter: tl.int64, threshold: tl.uint32, keep_factor,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -68,13 +69,16 @@ def _mask_gradient_kernel(
         seed_value = tl.load(seed)
 
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    first_tile = split * tiles_each
+    first_tile = split.to(tl.int64) * tiles_each
     for tile in range(first_tile, tl.minimum(first_tile + tiles_each, tiles)):
         # One of the two addends of each line is zero: what is summed over, or the block that is not.
-        first_key = (mask_block_k + tile % shared_blocks_k) * BLOCK_N
-        first_query = (mask_block_q + tile // shared_blocks_k % shared_blocks_q) * BLOCK_M
-        head = mask_head + tile // shared_blocks_k // shared_blocks_q % shared_heads
-        sequence = mask_sequence + tile // shared_blocks_k // shared_blocks_q // shared_heads
+        shared_block_k = (tile % shared_blocks_k).to(tl.int32)
+        shared_block_q = (tile // shared_blocks_k % shared_blocks_q).to(tl.int32)
+        sequence_head = (tile // shared_blocks_k // shared_blocks_q).to(tl.int32)
+        first_key = (mask_block_k + shared_block_k) * BLOCK_N
+        first_query = (mask_block_q + shared_block_q) * BLOCK_M
+        head = mask_head + sequence_head % shared_heads
+        sequence = mask_sequence + sequence_head // shared_heads
         row_q, seq_q = bounds(cu_seqlens_q, sequence, max_q)
         row_k, seq_k = bounds(cu_seqlens_k, sequence, max_k)
         at, h = tl.cast(sequence, tl.int64), tl.cast(head, tl.int64)
@@ -97,9 +101,7 @@ def _mask_gradient_kernel(
             v_head = v + at * v_stride_b + kv_head * v_stride_h + row_k * v_stride
             grad_head = grad_out + at * grad_out_stride_b + h * grad_out_stride_h + row_q * grad_out_stride
             mask = attn_mask + at * mask_stride_b + h * mask_stride_h
-            slope = 0.0
-            if ALIBI:
-                slope = tl.load(alibi + at * alibi_stride + h).to(tl.float32)
+            slope = alibi_slope(alibi, at, h, alibi_stride, ADDITIVE)
             query = first_query + tl.arange(0, BLOCK_M)
             key = first_key + tl.arange(0, BLOCK_N)
             statistics = at * lse_stride_b + h * lse_stride_h + row_q + query

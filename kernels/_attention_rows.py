@@ -5,12 +5,12 @@ import triton.language as tl
 
 from fastbert.kernels._attention_common import (
     VARYING,
-    bounds,
+    alibi_slope,
     exponential,
     large_lse,
     load_tile,
     logits,
-    place,
+    query_block,
     store_tile,
     visible_keys,
 )
@@ -79,10 +79,9 @@ def correction_kernel(
     Only blocks with a large log-sum-exp look at their keys, so that this costs next to nothing where no row is masked
     whole. Grid: blocks of queries of every head of every sequence.
     """
-    block, sequence_head = place(tl.program_id(0), blocks, sequence_heads, group)
-    sequence, head = sequence_head // heads, sequence_head % heads
-    row_q, seq_q = bounds(cu_seqlens_q, sequence, max_q)
-    row_k, seq_k = bounds(cu_seqlens_k, sequence, max_k)
+    block, _sequence_head, sequence, head, row_q, seq_q, row_k, seq_k = query_block(
+        cu_seqlens_q, cu_seqlens_k, blocks, sequence_heads, group, heads, max_q, max_k, RIGHT
+    )
     first_query = block * BLOCK_M
     if first_query >= seq_q:
         return
@@ -103,9 +102,7 @@ def correction_kernel(
         if key_bounds is not None:
             key_bounds += at * 3
         ALIBI: tl.constexpr = alibi is not None
-        slope = 0.0
-        if ALIBI:
-            slope = tl.load(alibi + at * alibi_stride + h).to(tl.float32)
+        slope = alibi_slope(alibi, at, h, alibi_stride, True)
         shift = 0
         if BOTTOM_RIGHT:
             shift = seq_k - seq_q

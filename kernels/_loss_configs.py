@@ -56,28 +56,40 @@ class ProductTile:
 
 #: linear_cross_entropy, "cuda", 16 bits: a tile of 128 x 256 is 128 float32 a thread of 256, and a step reads (128 + 256) * 2
 #: bytes for 2 * 128 * 256 operations: 85 a byte, so that 600 TFLOP/s want 7 TB/s of L2, where 128 x 128 wants 9.4. Three
-#: stages of 64 are 144 KiB of shared memory, one program a multiprocessor. The running sums of the forward pass leave no
-#: registers for that, nor do masks of columns, nor adding to dweight: 128 x 128; rows that no 16-byte access can read: less.
+#: stages of 64 are 144 KiB of shared memory, one program a multiprocessor. The sum that smoothing adds to the forward pass leaves
+#: no registers for that (440 bytes of spills), nor do masks of columns, nor adding to dweight: 128 x 128; rows that no 16-byte
+#: access can read: less.
 #: 32 bits: true float32 products have no tensor cores, and their operands are registers: what does not spill is small.
 #: "hip": 64 KiB of shared memory a compute unit, so no stages. What d_logits writes is zero up to its block_m, which therefore
 #: is a multiple of dx's block_m and of dweight's block_k.
+#:
+#: Against the goal, 0.8 of the matmul rate (790 TFLOP/s: 6.0 a multiprocessor), hidden = 768. A tile of logits takes 8.4 us of
+#: products; then, with no second program to hide it, its 32768 exponentials 1.2 us at 16 a clock, about eight other
+#: instructions an element 1.2, and the first stage's way from L2 most of 1: 0.73 forward, 0.8 from hidden = 1152 on. dx and
+#: dweight have long sums and short ends, 0.9 at best: backward 0.84, both passes 0.81 of the eight operations done, of which two
+#: are the logits' second making. Chunks of logits by cuBLAS and their gradient in place (Liger Kernel) do six at nearly its
+#: whole rate, 5.8 ps a logit, and wait 1.4 for memory: 0.8 of six against 0.81 of eight, a third faster where every row has a
+#: label. But cuBLAS has its sizes from the host, which does not know how many rows do: of masked-LM's 15 %, that scheme makes 6.7
+#: times too many.
 _WIDE = ProductTile(block_m=128, block_n=256, block_k=64, num_warps=8, num_stages=3)
 _SQUARE = ProductTile(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3)
 _UNEVEN = ProductTile(block_m=64, block_n=64, block_k=32, num_warps=4, programs_per_processor=2)
 _FLOAT32 = ProductTile(block_m=64, block_n=64, block_k=16, num_warps=4, programs_per_processor=4)
 _PRODUCT_TILES: dict[tuple[str, str, int], tuple[tuple[int, ProductTile], ...]] = {
-    ("forward", "cuda", 2): ((64, _SQUARE), (1, _UNEVEN)),
+    ("forward", "cuda", 2): ((64, _WIDE), (1, _UNEVEN)),
+    ("forward_smoothed", "cuda", 2): ((64, _SQUARE), (1, _UNEVEN)),
     ("d_logits", "cuda", 2): ((64, _WIDE), (1, _UNEVEN)),
     ("dx", "cuda", 2): ((256, _WIDE), (128, _SQUARE), (1, _UNEVEN)),
     ("dweight", "cuda", 2): ((128, _SQUARE), (1, _UNEVEN)),
     ("forward", "cuda", 4): ((1, _FLOAT32),),
+    ("forward_smoothed", "cuda", 4): ((1, _FLOAT32),),
     ("d_logits", "cuda", 4): ((1, _FLOAT32),),
     ("dx", "cuda", 4): ((1, _FLOAT32),),
     ("dweight", "cuda", 4): ((1, _FLOAT32),),
 }  # (kernel, family, bytes of an element) -> (what the width of x is a multiple of, tile), the first that fits
 _PRODUCT_TILES |= {
     (kernel, "hip", size): ((1, tile),)
-    for kernel in ("forward", "d_logits", "dx", "dweight")
+    for kernel in ("forward", "forward_smoothed", "d_logits", "dx", "dweight")
     for size, tile in ((2, _UNEVEN), (4, _FLOAT32))
 }
 #: Small, so that a few dozen rows and classes are several tiles and chunks.
@@ -93,7 +105,10 @@ CHUNKS = 14
 
 
 def product_tile(kernel: str, device: Device, element_size: int, hidden: int) -> ProductTile:
-    """The tile of a kernel of linear_cross_entropy ("forward", "d_logits", "dx" or "dweight") for an x of `hidden` columns."""
+    """The tile of a kernel of linear_cross_entropy ("forward", "forward_smoothed", "d_logits", "dx" or "dweight").
+
+    `hidden` are the columns of x.
+    """
     if device.architecture == "interpreter":
         return _INTERPRETER_TILE
     return next(

@@ -14,6 +14,7 @@ multiprocessor overlap one's exponentials with the other's products, which is wh
 """
 
 import functools
+import math
 from collections.abc import Iterator
 
 import torch
@@ -25,13 +26,14 @@ from fastbert.kernels._attention_aot import aot_grid, aot_inputs
 from fastbert.kernels._attention_common import (
     LN2,
     VARYING,
-    bounds,
+    alibi_slope,
     exponential,
+    fill_past_the_end,
     keep_pairs,
     load_tile,
     logits,
-    place,
     prepare,
+    query_block,
     statistics_shape,
     statistics_strides,
     store_tile,
@@ -113,7 +115,7 @@ def _forward_kernel(
     q_stride_b, q_stride_h, q_stride, k_stride_b, k_stride_h, k_stride, v_stride_b, v_stride_h, v_stride,
     out_stride_b, out_stride_h, out_stride, lse_stride_b, lse_stride_h,
     mask_stride_b, mask_stride_h, mask_stride_q, mask_stride_k, padding_stride, alibi_stride,
-    heads, kv_heads, sequence_heads, blocks, group, max_q, max_k, window_left, window_right, logit_scale,
+    heads, kv_heads, sequence_heads, blocks, group, max_q, max_k, rows_q, window_left, window_right, logit_scale,
     counter: tl.int64, threshold: tl.uint32, keep_factor,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     ADDITIVE: tl.constexpr, SCALE_FIRST: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
@@ -121,12 +123,14 @@ def _forward_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Grid: blocks of queries of every head of every sequence."""
-    block, sequence_head = place(tl.program_id(0), blocks, sequence_heads, group)
-    if RIGHT:
-        block = blocks - 1 - block  # the last queries see the most keys: first, so that the short ones fill the end
-    sequence, head = sequence_head // heads, sequence_head % heads
-    row_q, seq_q = bounds(cu_seqlens_q, sequence, max_q)
-    row_k, seq_k = bounds(cu_seqlens_k, sequence, max_k)
+    block, sequence_head, sequence, head, row_q, seq_q, row_k, seq_k = query_block(
+        cu_seqlens_q, cu_seqlens_k, blocks, sequence_heads, group, heads, max_q, max_k, RIGHT
+    )
+    if cu_seqlens_q is not None:
+        sequences = sequence_heads // heads
+        fill_past_the_end(out, 0.0, cu_seqlens_q, sequences, rows_q, heads * VALUE_DIM)
+        if lse is not None:
+            fill_past_the_end(lse, float("-inf"), cu_seqlens_q, sequences, rows_q, 1, heads, lse_stride_h)
     first_query = block * BLOCK_M
     if first_query >= seq_q:
         return
@@ -143,11 +147,7 @@ def _forward_kernel(
         key_padding += at * padding_stride
     if key_bounds is not None:
         key_bounds += at * 3
-    slope = 0.0
-    if alibi is not None:
-        slope = tl.load(alibi + at * alibi_stride + h).to(tl.float32)
-        if not ADDITIVE:
-            slope *= 1.4426950408889634  # log2(e): the logits' units
+    slope = alibi_slope(alibi, at, h, alibi_stride, ADDITIVE)
     seed_value = tl.cast(0, tl.int64)
     if DROPOUT:
         seed_value = tl.load(seed)
@@ -222,6 +222,7 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """out in q's layout and dtype, contiguous; the log-sum-exp float32 [batch, heads, seq_q], packed [heads, total_q], or [0].
 
+    Packed rows past the last boundary get zeros and -inf.
     Raises ValueError for heads wider than 256, a tensor that is not on the kernels' device or bad dropout arguments,
     TypeError for a dtype.
     """
@@ -229,10 +230,12 @@ def attention(
         "attention", q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, attn_mask, key_padding_mask,
         alibi_slopes, scale, window_left, window_right, bottom_right, dropout_p, seed, offset,
     )  # fmt: skip
-    out = torch.empty((*q.shape[:-1], v.shape[-1]), dtype=q.dtype, device=q.device)
-    lse = torch.empty(statistics_shape(q) if save_lse else (0,), dtype=torch.float32, device=q.device)
-    if out.numel() == 0 or call.batch == 0 or call.max_q == 0:
-        return out, lse
+    out_shape, lse_shape = (*q.shape[:-1], v.shape[-1]), statistics_shape(q) if save_lse else (0,)
+    if q.numel() == 0 or call.value_dim == 0 or call.batch == 0 or call.max_q == 0:
+        # Packed rows may belong to no sequence.
+        return q.new_zeros(out_shape), q.new_full(lse_shape, -math.inf, dtype=torch.float32)
+    out = torch.empty(out_shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(lse_shape, dtype=torch.float32, device=q.device)
     q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
     tile = tile_for("attention", call, device_of(q))
     blocks = triton.cdiv(call.max_q, tile.block_m)
@@ -240,7 +243,7 @@ def attention(
     launch(
         _forward_kernel, (blocks * sequence_heads,), q, q, k, v, out, lse if save_lse else None,
         **strides("q", q), **strides("k", k), **strides("v", v), **strides("out", out), **statistics_strides(q),
-        sequence_heads=sequence_heads, blocks=blocks, group=call.heads_together(sequence_heads),
+        sequence_heads=sequence_heads, blocks=blocks, group=call.heads_together(sequence_heads), rows_q=q.shape[0],
         **call.bounded(tile.block_n), **call.flags, **call.block_dims, **tile.constexprs, num_warps=tile.num_warps,
     )  # fmt: skip
     return out, lse

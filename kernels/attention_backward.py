@@ -78,8 +78,8 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv like q, k, v, contiguous; the additive mask's gradient float32 in its shape, or [0].
 
-    Bit-equal from run to run with `deterministic`; without, all but dq are, and dq is for short sequences and in float32.
-    Raises as `attention` does.
+    Packed rows past the last boundary get zeros. Bit-equal from run to run with `deterministic`; without, all but dq are, and
+    dq is for short sequences and in float32. Raises as `attention` does.
     """
     operation = "attention_backward"
     call = prepare(
@@ -88,7 +88,6 @@ def attention_backward(
     )  # fmt: skip
     check_tensors(operation, grad_out=grad_out, out=out, lse=lse)
     needs_mask_grad = needs_mask_grad and call.flags["ADDITIVE"]
-    # Packed rows that belong to no sequence do not exist, but sequences without queries or keys do.
     nothing = 0 in (call.batch, call.max_q, call.max_k, call.heads)
     allocate = torch.zeros if nothing else torch.empty
     dq, dk, dv = (allocate(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
@@ -125,7 +124,7 @@ def attention_backward(
         launch(
             dq_kernel, (blocks * sequence_heads,), q, grad_out, q, k, v, out, lse, delta, correction, dq,
             **rest, **call.bounded(tile.block_n),
-            blocks=blocks, sequence_heads=sequence_heads, group=call.heads_together(sequence_heads),
+            blocks=blocks, sequence_heads=sequence_heads, group=call.heads_together(sequence_heads), rows_q=q.shape[0],
             **tile.constexprs, num_warps=tile.num_warps,
         )  # fmt: skip
     tile = tile_for(_BY_KEYS[way], call, device)
@@ -135,6 +134,7 @@ def attention_backward(
         dq if dq_sum is None else dq_sum, dk, dv, **rest, **call.bounded(tile.block_n),
         **strides("dk", dk), **strides("dv", dv),
         blocks=blocks, sequence_heads=sequence_heads, group=call.heads_together(sequence_heads),
+        rows_q=q.shape[0], rows_k=k.shape[0],
         WHOLE=way == "whole", ADD_DQ=way == "add", **tile.constexprs, num_warps=tile.num_warps,
     )  # fmt: skip
     if dq_sum is not None:

@@ -193,12 +193,13 @@ def linear_cross_entropy(
     lse = torch.zeros_like(losses)
     if rows:
         device = device_of(x)
-        tile = _loss_configs.product_tile("forward", device, x.element_size(), hidden)
+        smoothed = label_smoothing != 0.0
+        kernel = "forward_smoothed" if smoothed else "forward"
+        tile = _loss_configs.product_tile(kernel, device, x.element_size(), hidden)
         row_of_slot, count = list_labelled(target, ignore_index)
         class_blocks = triton.cdiv(classes, tile.block_n)
         split_blocks = triton.cdiv(class_blocks, _loss_configs.CLASS_SPLITS)
         splits = triton.cdiv(class_blocks, split_blocks)
-        smoothed = label_smoothing != 0.0
         partials = torch.empty((4 if smoothed else 3, splits, rows), dtype=torch.float32, device=x.device)
         launch(
             _forward_kernel, (min(tile.programs(device), triton.cdiv(rows, tile.block_m) * splits),), x,
@@ -247,10 +248,11 @@ def logits_constexprs(x: Tensor, tile: _loss_configs.ProductTile) -> dict[str, o
 
 def aot_inputs() -> Iterator[tuple[str, tuple[Tensor, Tensor, Tensor | None, Tensor], float, bool]]:
     """(suffix of the id, (x, weight, bias, target), smoothing, sample): each dtype; widths that are a multiple of 256, of 128
-    and odd, with an unaligned start; with and without bias and smoothing."""
-    for hidden, (dtype, name), variant in itertools.product((768, 384, 767), DTYPE_NAMES.items(), ("", "plain")):
+    and odd, with an unaligned start; with and without smoothing and bias."""
+    variants = ("", "smoothed", "no_bias")
+    for hidden, (dtype, name), variant in itertools.product((768, 384, 767), DTYPE_NAMES.items(), variants):
         rows, classes = 4096, 30522
-        if variant and hidden != 768:
+        if variant == "no_bias" and hidden != 768:
             continue
         x, weight, bias = (
             meta_tensor(n, width, dtype=dtype, aligned=hidden % 2 == 0)
@@ -259,7 +261,8 @@ def aot_inputs() -> Iterator[tuple[str, tuple[Tensor, Tensor, Tensor | None, Ten
         target = meta_tensor(rows, dtype=torch.int64)
         sample = dtype is torch.bfloat16 and hidden == 768 and not variant
         suffix = "-".join(filter(None, [f"h{hidden}", name, variant]))
-        yield suffix, (x, weight, None if variant else bias[0], target), 0.0 if variant else 0.1, sample
+        arguments = (x, weight, None if variant == "no_bias" else bias[0], target)
+        yield suffix, arguments, 0.1 if variant == "smoothed" else 0.0, sample
 
 
 def aot_cases() -> Iterator[AotCase]:

@@ -397,6 +397,29 @@ def check_strides(operations: Any, device: str = "cpu") -> None:
             assert torch.equal(actual, wanted) and actual.is_contiguous(), name
 
 
+def check_rows_past_the_end(
+    operations: Any, lengths: tuple[tuple[int, int], ...], dtype: torch.dtype, device: str = "cpu"
+) -> None:
+    """Packed rows past the last boundary, here NaN, are not read, and get zeros, -inf and no gradient."""
+    i = inputs(Case(lengths, kv_heads=1, packed=True, mask="additive", right=0, beyond=1), dtype, device)
+    spare = 3000  # rows: several blocks of the kernels
+    longer = [torch.cat([x, x.new_full((spare, *x.shape[1:]), torch.nan)]) for x in (i.q, i.k, i.v, i.grad_out)]
+    for deterministic in (False, True):
+        results = []
+        for q, k, v, grad_out in ((i.q, i.k, i.v, i.grad_out), longer):
+            out, lse = operations.attention(q, k, v, *i.arguments, True)
+            call = (grad_out, q, k, v, out, lse, *i.arguments, True, deterministic)
+            results.append((out, lse.T, *operations.attention_backward(*call)))
+        for name, wanted, actual in zip(("out", "lse", "dq", "dk", "dv", "dmask"), *results, strict=True):
+            rows = wanted.shape[0]
+            # The order of dq's additions is the only one that may differ.
+            tolerance = 8 * torch.finfo(dtype).eps * _largest(wanted) if name == "dq" and not deterministic else 0.0
+            torch.testing.assert_close(actual[:rows], wanted, rtol=0.0, atol=tolerance, msg=name)
+            assert torch.equal(actual[rows:], torch.full_like(actual[rows:], -torch.inf if name == "lse" else 0.0)), (
+                name
+            )
+
+
 def check_dropout_is_the_contracts(operations: Any, case: Case, seed: int, offset: int, device: str = "cpu") -> None:
     """The mask, bit for bit, forward and backward: with equal keys and one-hot values, out is the mask's row."""
     (seq, seq_k) = case.lengths[0]

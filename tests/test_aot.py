@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {"sm_80", "sm_90", "sm_100", "gfx942"}
@@ -31,7 +32,8 @@ def sample(tmp_path_factory):
     file = tmp_path_factory.mktemp("aot") / "sample.json"
     done = _aot("--sample", "--json", str(file))
     assert file.exists(), done.stdout[-3000:] + done.stderr[-3000:]
-    return done, json.loads(file.read_text())["reports"]
+    content = json.loads(file.read_text())
+    return done, [dict(zip(content["fields"], line, strict=True)) for line in content["reports"]]
 
 
 def test_every_target_compiles(sample):
@@ -124,6 +126,56 @@ def test_attention_uses_tensor_cores_asynchronously_on_sm_90(sample):
     assert {r["kernel"] for r in sixteen_bits} == kernels
     assert not [r["case"] for r in sixteen_bits if not r["wgmma"]]
     assert all(r["programs"] >= 1 for r in mine)
+
+
+def test_merged_reports_are_what_they_were(sample, tmp_path):
+    _, reports = sample
+    pytest.importorskip("triton", reason="triton is not installed")
+    parts = [tmp_path / "a.json", tmp_path / "b.json"]
+    from fastbert.kernels import _aot
+
+    own = [_aot.Report(**{name: r[name] for name in _aot.WRITTEN if name != "programs"}) for r in reports]
+    for n, part in enumerate(parts):
+        _aot.write(part, own[n::2])
+    done = _aot.main(["--merge", *map(str, parts), "--json", str(tmp_path / "whole.json")])
+    content = json.loads((tmp_path / "whole.json").read_text())
+    assert done == 0
+    assert [dict(zip(content["fields"], line, strict=True)) for line in content["reports"]] == reports
+
+
+def test_thinning_drops_no_kernel_and_no_configuration():
+    """A target that does not compile every specialisation compiles each kernel in each of its launch configurations."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from fastbert.kernels import _aot
+
+    target = "gfx942"
+
+    def configurations(launches):
+        return {
+            (
+                launch.kernel.fn.__module__,
+                launch.kernel.__name__,
+                launch.num_warps,
+                tuple((n, v) for n, v in launch.constexprs.items() if n.isupper() and type(v) is int),
+            )
+            for launch in launches
+            if not any(isinstance(x, torch.Tensor) and x.dtype is torch.float16 for x in launch.arguments)
+        }
+
+    cases = {case.id: case for case in _aot.cases(sample=False)}
+    every = configurations(launch for case in cases.values() for launch in _aot._launches(case, target))
+    compiled = configurations(_aot._launches(cases[case], target)[n] for case, n, _ in _aot.jobs(False, [target]))
+    assert every and compiled == every
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1"])
+def test_shards_that_there_are_not(shard, capsys):
+    pytest.importorskip("triton", reason="triton is not installed")
+    from fastbert.kernels import _aot
+
+    with pytest.raises(SystemExit):
+        _aot.main(["--all", "--shard", shard])
+    assert "a shard is I/N with 1 <= I <= N" in capsys.readouterr().err
 
 
 def test_unknown_target():

@@ -9,7 +9,8 @@ from fastbert import MissingBackendWarning
 from fastbert.bench import text
 from fastbert.bench.cases import CaseUnavailable, Settings, all_cases, select
 from fastbert.bench.floors import H200
-from fastbert.bench.suites import _training, attention, cpu, elementwise, losses
+from fastbert.bench.suites import _training, attention, cpu, elementwise, families, losses
+from tests.bert_samples import minilm_folder
 
 CASES = {case.name: case for case in all_cases()}
 OPS = [name for name, case in CASES.items() if case.suite == "ops" and "16384" not in name]
@@ -175,9 +176,52 @@ def test_contenders_of_the_cpu_suite_are_right(precision):
         assert check.passed, (contender, check)
 
 
-def test_the_whole_cpu_table_is_only_measured_when_asked_for():
+def test_the_suite_of_families_has_every_family_of_optimize():
+    from fastbert.integrations.families import FAMILIES
+
+    assert set(families._FAMILIES) == {family.name for family in FAMILIES}
+
+
+@pytest.mark.parametrize(
+    ("family", "training"),
+    [("BERT", False), *((family, True) for family in families._FAMILIES)],
+    ids=["BERT-inference", *families._FAMILIES],
+)
+def test_contenders_of_the_suite_of_families_are_right(family, training):
+    pytest.importorskip("transformers")
+    width = {"n_embd": 24, "n_head": 3} if family == "GPT-2" else _small_widths(family)
+    problem = families.Problem(family, "third", training, 3, 12, (("vocab_size", 90), *width.items()))
+    prepared = families.prepare(problem, Settings())
+    assert {each.name for each in prepared.contenders} | prepared.not_measured.keys() == {
+        families._OPTIMIZED,
+        families._ATTENTION,
+        families._STOCK,
+    }
+    for contender, check in prepared.check().items():
+        assert check.passed and check.error > 0.0, (contender, check)
+
+
+def _small_widths(family):
+    if family == "DistilBERT":
+        return {"dim": 24, "n_heads": 3, "hidden_dim": 32}
+    widths = {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 32}
+    return widths | ({"embedding_size": 16} if family in ("ALBERT", "ELECTRA") else {})
+
+
+@pytest.mark.parametrize("case", [case.name for case in all_cases() if case.name.startswith("families/text/")])
+def test_rows_from_text_are_right(case, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    folder = minilm_folder()
+    file = tmp_path / "text.txt"
+    file.write_text("One text.\nAnother one, which is longer.\n")
+    prepared = CASES[case].prepare(Settings(model=str(folder), text=str(file)))
+    for contender, check in prepared.check().items():
+        assert check.passed and check.error > 0.0, (contender, check)
+
+
+def test_long_tables_are_only_measured_when_asked_for():
     named = {case.name for case in all_cases() if case.named_only}
-    assert named and all(name.startswith("cpu/") for name in named)
+    assert {name.partition("/")[0] for name in named} == {"cpu", "families"}
     assert not named & {case.name for case in select(all_cases())}
-    assert named == {case.name for case in select(all_cases(), suite="cpu")}
+    assert named >= {case.name for case in select(all_cases(), suite="cpu")}
     assert not any(case.suite.startswith("cpu") for case in select(all_cases(), device="cuda"))

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ PACKAGE_FILES = {
     "fastbert/py.typed",
     "fastbert/_C.pyi",
     "fastbert/cpu/layer_norm.py",
-    "fastbert/integrations/transformers.py",
+    "fastbert/integrations/transformers/attention.py",
     "fastbert/models/sentence_encoder.py",
     "fastbert/tokenizer/wordpiece.py",
 }
@@ -84,6 +85,12 @@ def test_instruction_sets_share_no_code():
             assert kind not in "VvWwu", f"{path.name} has the weak symbol {name}"
             if kind.isupper() and kind not in "U":
                 assert name.startswith(f"fastbert::{isa}::"), f"{path.name} defines {name} for everybody"
+
+
+def test_make_fuzz_links_every_instruction_set():
+    declared = re.search(r"enum class Isa \{ (.*) \};", (ROOT / "csrc/cpu/dispatch.h").read_text())
+    linked = re.search(r"^FUZZ_ISAS := (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert set(declared[1].split(", ")) <= set(re.findall(r"\w+", linked[1]))
 
 
 def test_torch_is_not_linked():

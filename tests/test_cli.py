@@ -52,7 +52,7 @@ def brief(monkeypatch):
         (["--suite", "ops", "--case", "minilm"], "no case in suite ops contains 'minilm'"),
         (["--text", "no/such/file.txt"], "cannot read no/such/file.txt: No such file or directory"),
         (["--text", "{empty}"], "holds no text"),
-        (["--suite", "ops", "--text", "{text}"], "--text and --model are for the end-to-end suite"),
+        (["--suite", "ops", "--text", "{text}"], "--text and --model are for the suites end-to-end and families"),
         (["--model", "no/such/model"], "no model in no/such/model: it has no config.json"),
         (["--model", "{gpt}"], "fastbert cannot read the model"),
         (["--json", "no/such/folder/result.json"], "cannot write no/such/folder/result.json"),

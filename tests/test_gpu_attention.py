@@ -1,5 +1,6 @@
 """The attention operators on a GPU: the interpreter's checks on CUDA tensors, and what only a GPU can show."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ import fastbert
 from fastbert import reference
 from tests import attention_checks as checks
 from tests.attention_checks import Case
+from tests.gpu_checks import check_graph, without_synchronisation
 
 pytestmark = pytest.mark.gpu
 
@@ -22,6 +24,10 @@ HEAD_DIMS = [16, 17, 32, 64, 80, 96, 128, 192, 256]
 
 def ids(names):
     return [name.replace(" ", "_") for name in names]
+
+
+def ids_of_lengths(lengths):
+    return "+".join(f"{q}x{k}" for q, k in lengths) or "no_sequences"
 
 
 def test_triton_answers():
@@ -64,6 +70,12 @@ def test_deterministic(dtype):
 
 def test_strides():
     checks.check_strides(operations, CUDA)
+
+
+@dtypes
+@pytest.mark.parametrize("lengths", [((700, 900), (5, 5)), ((128, 128), (0, 9)), ((0, 0),), ()], ids=ids_of_lengths)
+def test_rows_past_the_end(lengths, dtype):
+    checks.check_rows_past_the_end(operations, lengths, dtype, CUDA)
 
 
 @pytest.mark.parametrize("lengths", [(256, 255), (128, 128), (33, 37)], ids=lambda n: f"{n[0]}x{n[1]}")
@@ -180,36 +192,21 @@ def _steps():
 
 def test_cuda_graph_replays_with_a_new_seed_and_new_lengths():
     step, seed, lengths = _steps()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()  # compiles
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    outs, decoded = [], []
-    for value, length in ((1, 4096), (2, 100), (-3, 0)):
+
+    def change(value, length):
         seed.fill_(value)
         lengths[0] = length
-        graph.replay()
-        replayed = [tensor.clone() for tensor in captured]
-        for actual, wanted in zip(replayed, step(), strict=True):
-            assert torch.equal(actual, wanted)
-        outs.append(replayed[0])
-        decoded.append(replayed[-2])
+
+    changes = [functools.partial(change, *values) for values in ((1, 4096), (2, 100), (-3, 0))]
+    replays = check_graph(step, changes)
+    outs, decoded = [replay[0] for replay in replays], [replay[-2] for replay in replays]
     assert not torch.equal(outs[0], outs[1]) and not torch.equal(outs[1], outs[2])
     assert not torch.equal(decoded[0], decoded[1]) and not decoded[2][0].any()
 
 
 def test_no_host_synchronisation():
     step, _, _ = _steps()
-    step()  # compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    without_synchronisation(step)
 
 
 def test_memory_is_linear_in_the_length():

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import fastbert
 from fastbert import reference
 from tests import cross_entropy_checks as checks
+from tests.gpu_checks import check_graph, without_synchronisation
 
 pytestmark = pytest.mark.gpu
 
@@ -114,33 +115,21 @@ def test_cuda_graph_replays_with_other_labels():
             torch.ones_like(losses), x, weight, bias, target, lse, -100, 0.0, [True] * 3
         )
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()  # compiles
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    for labelled in (0.0, 0.1, 1.0):
-        target.copy_(checks.labels(3000, 5000, CUDA, labelled))
-        graph.replay()
-        replayed = [tensor.clone() for tensor in captured]
-        assert all(torch.equal(a, b) for a, b in zip(replayed, step(), strict=True)), labelled
+    shares = (0.0, 0.1, 1.0)
+    check_graph(step, [lambda s=share: target.copy_(checks.labels(3000, 5000, CUDA, s)) for share in shares])
 
 
 def test_no_host_synchronisation():
     inputs = checks.linear_inputs(300, 64, 500, torch.float32, CUDA)
     logits, target = inputs[0] @ inputs[1].T, inputs[3]
-    for mode in ("default", "error"):  # the first time compiles
-        torch.cuda.set_sync_debug_mode(mode)
-        try:
-            losses, lse = operations.linear_cross_entropy(*inputs, -100, 0.1)
-            operations.linear_cross_entropy_backward(losses, *inputs, lse, -100, 0.1, [True] * 3)
-            losses, lse = operations.cross_entropy(logits, target, -100, 0.1)
-            operations.cross_entropy_backward(losses, logits, target, lse, -100, 0.1)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+
+    def step():
+        losses, lse = operations.linear_cross_entropy(*inputs, -100, 0.1)
+        operations.linear_cross_entropy_backward(losses, *inputs, lse, -100, 0.1, [True] * 3)
+        losses, lse = operations.cross_entropy(logits, target, -100, 0.1)
+        return losses, operations.cross_entropy_backward(losses, logits, target, lse, -100, 0.1)
+
+    without_synchronisation(step)
 
 
 def test_more_than_2_31_elements():

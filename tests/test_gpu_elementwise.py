@@ -8,6 +8,7 @@ from fastbert import reference
 from fastbert.kernels.pack import VALUE_DTYPES
 from tests import elementwise_checks as checks
 from tests import rms_norm_checks
+from tests.gpu_checks import check_graph, without_synchronisation
 from tests.layer_norm_checks import SHAPES
 
 pytestmark = pytest.mark.gpu
@@ -138,26 +139,12 @@ def arguments():
 
 
 def test_deterministic_and_without_synchronisation(arguments):
-    first = _step(*arguments)  # compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        second = _step(*arguments)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    first, second = _step(*arguments), without_synchronisation(lambda: _step(*arguments))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_cuda_graph(arguments):
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        wanted = _step(*arguments)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = _step(*arguments)
-    graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(captured, wanted, strict=True))
+    check_graph(lambda: _step(*arguments), [lambda: None])
 
 
 def test_more_than_2_31_elements():

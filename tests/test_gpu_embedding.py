@@ -1,12 +1,14 @@
 """The embedding operators on a GPU: the interpreter's checks on CUDA tensors, and what only a GPU can show."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
 
 import fastbert
 from tests import embedding_checks as checks
+from tests.gpu_checks import check_graph, without_synchronisation
 
 pytestmark = pytest.mark.gpu
 
@@ -69,30 +71,19 @@ def test_cuda_graph_replays_with_other_ids_and_seed():
         arguments = (y, *i.arguments[:6], mean, rstd, i.weight, 0.1, seed, 0, 0, [True] * 5)
         return y, *operations.embedding_layer_norm_backward(*arguments)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()  # compiles
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    for value in (1, 2):
+    def change(value):
         seed.fill_(value)
         i.input_ids.copy_(torch.randint(30, (300,)))
-        graph.replay()
-        replayed = [tensor.clone() for tensor in captured]
-        assert all(torch.equal(a, b) for a, b in zip(replayed, step(), strict=True))
+
+    check_graph(step, [functools.partial(change, value) for value in (1, 2)])
 
 
 def test_no_host_synchronisation():
     i = checks.inputs(300, 768, torch.float32, CUDA)
-    for mode in ("default", "error"):  # the first time compiles
-        torch.cuda.set_sync_debug_mode(mode)
-        try:
-            y, mean, rstd = operations.embedding_layer_norm(*i.arguments, checks.EPS, 0.0, None, 0, True)
-            operations.embedding_layer_norm_backward(
-                y, *i.arguments[:6], mean, rstd, i.weight, 0.0, None, 0, 0, [True] * 5
-            )
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+
+    def step():
+        y, mean, rstd = operations.embedding_layer_norm(*i.arguments, checks.EPS, 0.0, None, 0, True)
+        arguments = (y, *i.arguments[:6], mean, rstd, i.weight, 0.0, None, 0, 0, [True] * 5)
+        return operations.embedding_layer_norm_backward(*arguments)
+
+    without_synchronisation(step)

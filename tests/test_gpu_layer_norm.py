@@ -1,5 +1,7 @@
 """The layer norm operators on a GPU: the interpreter's checks on CUDA tensors, and what only a GPU can show."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 import fastbert
 from fastbert import reference
 from tests import layer_norm_checks as checks
+from tests.gpu_checks import check_graph, without_synchronisation
 
 pytestmark = pytest.mark.gpu
 
@@ -125,37 +128,22 @@ def test_cuda_graph_replays_with_a_new_seed():
         )
         return y, total, mean, rstd, *gradients
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()  # compiles
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    sums = []
-    for value in (1, 2, -3):
-        seed.fill_(value)
-        graph.replay()
-        replayed = [tensor.clone() for tensor in captured]
-        for actual, wanted in zip(replayed, step(), strict=True):
-            assert torch.equal(actual, wanted)
-        sums.append(replayed[1])
+    changes = [functools.partial(seed.fill_, value) for value in (1, 2, -3)]
+    sums = [replay[1] for replay in check_graph(step, changes)]
     assert not torch.equal(sums[0], sums[1]) and not torch.equal(sums[1], sums[2])
 
 
 def test_no_host_synchronisation():
     i = checks.inputs(63, 768, torch.float32, CUDA)
     seed = checks.seed_tensor(1, CUDA)
-    checks.check_add_layer_norm(operations, i, 0.1, seed, 0)  # compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+
+    def step():
         _, total, mean, rstd = operations.add_layer_norm(
             i.x, i.residual, i.x_bias, i.weight, i.bias, checks.EPS, 0.1, seed, 0, True
         )
-        operations.add_layer_norm_backward(i.grad_y, None, total, mean, rstd, i.weight, 0.1, seed, 0, [True] * 5)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+        return operations.add_layer_norm_backward(i.grad_y, None, total, mean, rstd, i.weight, 0.1, seed, 0, [True] * 5)
+
+    without_synchronisation(step)
 
 
 def test_more_than_2_31_elements():

@@ -74,7 +74,11 @@ def test_outputs_losses_and_gradients_are_transformers_own(cls, padding):
     """In float64, where the two differ by nothing but rounding."""
     model = make(cls).double().train()
     given = inputs(model, padding)
-    expected, expected_loss, expected_gradients = step(model, given)
+    try:
+        expected, expected_loss, expected_gradients = step(model, given)
+    except (IndexError, TypeError) as error:  # XLM-RoBERTa's and CamemBERT's in transformers 5.0
+        assert cls.__name__.endswith("ForMultipleChoice")
+        pytest.skip(f"transformers' own model fails: {error}")
     assert fastbert.optimize(model) is model
     actual, loss, gradients = step(model, given)
     assert ("packed" in calls(model)) == is_served(cls, padding), calls(model)
@@ -155,6 +159,17 @@ def test_embeddings_and_positions_of_the_callers(cls):
     assert calls(model) == {"packed": 2}
     for ours, theirs in zip(actual, expected, strict=True):
         assert_equal(ours, theirs, given)
+
+
+@pytest.mark.parametrize("family", ["DistilBERT", "MPNet"])
+def test_token_types_of_tokenizers_are_ignored_without_a_table(family):
+    model = make(BASES[list(FAMILY).index(family)])
+    given = inputs(model, labels=False)
+    fastbert.optimize(model)
+    with torch.no_grad():
+        expected = model(**given)[0]
+        assert torch.equal(model(**given, token_type_ids=given["attention_mask"])[0], expected)
+    assert calls(model) == {"packed": 2}
 
 
 def test_task_types_of_ernie():

@@ -232,15 +232,25 @@ def test_layouts_agree(ours):
         assert [encodings.list(field, i) for i in range(4)] == encodings.lists(field)
 
 
-def test_encode_dict_is_the_row(ours):
-    for text in TEXTS[:3]:
-        row = ours.encode(text, max_length=9)
-        fields = ("input_ids", "token_type_ids", "attention_mask")
-        assert ours.encode_dict(text, True, 9) == {field: row.list(field, 0) for field in fields}
-    with pytest.raises(TypeError, match="expected str"):
-        ours.encode_dict(b"bytes", True, -1)
-    with pytest.raises(TypeError, match="half of a surrogate"):
-        ours.encode_dict("\ud800", True, -1)
+@pytest.mark.parametrize("length", [2**60, 2**60 + 2**18, 2**61, 2**63 - 1], ids=hex)
+def test_lengths_beyond_memory_are_refused(ours, length):
+    with pytest.raises((ValueError, MemoryError)):
+        ours.encode(["a", "b"]).padded("input_ids", length)
+
+
+@pytest.mark.parametrize("with_types", [True, False], ids=["types", "no-types"])
+@pytest.mark.parametrize(
+    "texts", [[], TEXTS[:3], [TEXTS[1] * (900 * i) for i in range(20)]], ids=["none", "few", "many"]
+)
+def test_packed_batch_is_the_packed_fields(ours, texts, with_types):
+    encodings = ours.encode([(text, text) for text in texts], threads=3)
+    assert len(texts) < 20 or encodings.total > 1 << 18  # tokens from which threads write
+    ids, cu_seqlens, positions, types, lengths = encodings.packed_batch(with_types)
+    assert (ids == encodings.packed("input_ids")).all() and (cu_seqlens == encodings.cu_seqlens()).all()
+    starts = numpy.repeat(cu_seqlens[:-1], encodings.lengths())
+    assert (positions == numpy.arange(encodings.total) - starts).all()
+    assert (types == encodings.packed("token_type_ids")).all() if with_types else types is None
+    assert lengths == encodings.lengths().tolist()
 
 
 @pytest.mark.parametrize("options", [{}, {"max_length": 5}, {"offsets": True, "threads": 4}], ids=str)

@@ -314,11 +314,38 @@ def _changed(path, value):
             {"strategy": "LongestFirst", "max_length": "5"},
             "truncation.max_length is '5'; expected an integer",
         ),
+        (
+            "truncation",
+            {"strategy": "Longest", "max_length": 5, "stride": 0},
+            "truncation.strategy is 'Longest'; expected LongestFirst, OnlyFirst or OnlySecond",
+        ),
+        ("truncation", {"strategy": "OnlyFirst", "max_length": 5}, "truncation lacks 'stride'"),
+        (
+            "truncation",
+            {"strategy": "OnlyFirst", "max_length": -1, "stride": 0},
+            "truncation.max_length is -1; expected 0 or more",
+        ),
         ("truncation", 5, "truncation is 5; expected an object or null"),
         (
             "padding",
             {"strategy": "BatchLongest", "direction": "Up"},
             "padding.direction is 'Up'; expected Left or Right",
+        ),
+        ("padding", {"strategy": "BatchLongest"}, "padding lacks 'direction'"),
+        (
+            "padding",
+            {"strategy": "Longest", "direction": "Left"},
+            "padding.strategy is 'Longest'; expected BatchLongest",
+        ),
+        (
+            "padding",
+            {"strategy": {"Fixed": -2}, "direction": "Left"},
+            "padding.strategy.Fixed is -2; expected 0 or more",
+        ),
+        (
+            "padding",
+            {"strategy": "BatchLongest", "direction": "Left", "pad_id": 0, "pad_type_id": 0},
+            "padding lacks 'pad_token'",
         ),
     ],
     ids=str,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers or huggingface_hub is imported
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # of several errors in a batch, threads report any
 os.environ["RUST_BACKTRACE"] = "0"  # tokenizers panics in some calls, which is expected and slow to explain
 
 from fastbert.tokenizer import Encoding, WordPieceTokenizer

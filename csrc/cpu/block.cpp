@@ -6,10 +6,14 @@
 #include <cmath>
 
 #include "dispatch.h"
+#include "parallel.h"
 #include "scratch.h"
 
 namespace fastbert {
 namespace {
+
+// Multiplications of a product for each thread, below which none helps.
+constexpr int64_t kLeastWork = 1 << 17;
 
 int64_t element_bytes(Dtype dtype) {
     return dtype == kFloat32 ? 4 : 2;
@@ -131,30 +135,8 @@ bool cuts_rows(const BlockCall& call) {
     return true;
 }
 
-}  // namespace
-
-uint64_t fingerprint(const void* data, int64_t bytes) {
-    constexpr int64_t kSamples = 8, kSampleBytes = 4;
-    uint64_t hash = 0xcbf29ce484222325;  // FNV-1a, by words
-    if (bytes < kSampleBytes) return hash;
-    const char* const from = static_cast<const char*>(data);
-    const int64_t last = bytes / kSampleBytes - 1;
-    for (int64_t i = 0; i < kSamples; ++i) {
-        uint32_t sample;
-        memcpy(&sample, from + last * i / (kSamples - 1) * kSampleBytes, kSampleBytes);
-        hash = (hash ^ sample) * 0x100000001b3;
-    }
-    return hash;
-}
-
-BlockOutcome run_block(const Block& block, const BlockCall& call, int threads) {
-    if (block.isa != isa_name()) return BlockOutcome::kStale;
-    for (const BlockLinear* each : {&block.qkv, &block.out, &block.up, &block.down}) {
-        if (!is_unchanged(*each)) return BlockOutcome::kStale;
-    }
-    if (!cuts_rows(call)) return BlockOutcome::kRefused;
+void run_layer(const Block& block, const BlockCall& call, int threads) {
     const int64_t rows = call.rows, hidden = block.qkv.in, intermediate = block.up.out;
-    if (rows == 0) return BlockOutcome::kDone;
     const Dtype stream = block.stream;
     // What only feeds a product is kept in the product's precision. (Integers come from bfloat16.)
     const Dtype inner = block.precision == kPrecisionFloat32 ? stream : kBfloat16;
@@ -200,6 +182,41 @@ BlockOutcome run_block(const Block& block, const BlockCall& call, int threads) {
                       block.feed_forward_norm_bias, y.data, threads);
     }
     scratch.done();
+}
+
+}  // namespace
+
+uint64_t fingerprint(const void* data, int64_t bytes) {
+    constexpr int64_t kSamples = 8, kSampleBytes = 4;
+    uint64_t hash = 0xcbf29ce484222325;  // FNV-1a, by words
+    if (bytes < kSampleBytes) return hash;
+    const char* const from = static_cast<const char*>(data);
+    const int64_t last = bytes / kSampleBytes - 1;
+    for (int64_t i = 0; i < kSamples; ++i) {
+        uint32_t sample;
+        memcpy(&sample, from + last * i / (kSamples - 1) * kSampleBytes, kSampleBytes);
+        hash = (hash ^ sample) * 0x100000001b3;
+    }
+    return hash;
+}
+
+BlockOutcome run_blocks(const Block* const* blocks, int64_t count, BlockCall call, int threads) {
+    for (int64_t i = 0; i < count; ++i) {
+        const Block& block = *blocks[i];
+        if (block.isa != isa_name()) return BlockOutcome::kStale;
+        for (const BlockLinear* each : {&block.qkv, &block.out, &block.up, &block.down}) {
+            if (!is_unchanged(*each)) return BlockOutcome::kStale;
+        }
+    }
+    if (!cuts_rows(call)) return BlockOutcome::kRefused;
+    if (call.rows == 0 || count == 0) return BlockOutcome::kDone;
+    const BlockLinear& largest = blocks[0]->up;
+    with_team(range_count(call.rows * largest.out * largest.in, kLeastWork, threads), [&] {
+        for (int64_t i = 0; i < count; ++i) {
+            run_layer(*blocks[i], call, threads);
+            call.x = call.y;
+        }
+    });
     return BlockOutcome::kDone;
 }
 

@@ -45,7 +45,7 @@ struct BlockCall {
     const void* x;              // [rows, hidden], contiguous
     const int32_t* cu_seqlens;  // [batch + 1]
     int64_t batch, max_seqlen;
-    void* y;  // [rows, hidden], contiguous, not x
+    void* y;  // [rows, hidden], contiguous; it may be x
 };
 
 // Of these only kDone leaves a result.
@@ -54,7 +54,8 @@ enum class BlockOutcome : int {
     kStale = 1,   // an original has changed behind its version, or the instruction set is another: pack again
     kRefused = 2  // cu_seqlens does not cut the rows into sequences of at most max_seqlen
 };
-BlockOutcome run_block(const Block& block, const BlockCall& call, int threads);
+// `count` blocks of one width and stream, one after another; no blocks leave y as it is.
+BlockOutcome run_blocks(const Block* const* blocks, int64_t count, BlockCall call, int threads);
 
 // Of a few samples of the data: other numbers all over it change it; one other number may not.
 uint64_t fingerprint(const void* data, int64_t bytes);

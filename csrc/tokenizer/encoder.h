@@ -78,8 +78,10 @@ class Encoder {
     void take_normalized(const NormalizedCharacter* begin, const NormalizedCharacter* end);
     // Appends the tokens of the words in the scratch buffers.
     void take_words(const ScanState& state);
-    void take_ids(const ScanState& state, int64_t words);
-    void take_spans(const ScanState& state, int64_t words);
+    template <bool kSpans>
+    void take_words(const ScanState& state, int64_t words);
+    // Notes where the pieces of a word are that took `count` ids from `at` on.
+    void take_spans(const ScanState& state, int64_t word, int64_t at, int64_t count);
     // A word that is not in the cache with up to three ids. Both write the ids and return how many.
     int64_t take_short(const WordKey& key, uint64_t hash, const uint8_t* word, int64_t size, int32_t* ids);
     int64_t take_long(const uint8_t* word, int64_t size, int32_t* ids);

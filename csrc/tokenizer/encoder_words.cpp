@@ -26,10 +26,6 @@ uint64_t load64(const uint8_t* p) {
     return value;
 }
 
-int lowest_bit(uint64_t bits) {
-    return __builtin_ctzll(bits);
-}
-
 }  // namespace
 
 void Encoder::append_added(int32_t id, int64_t begin, int64_t end) {
@@ -56,21 +52,22 @@ void Encoder::take_words(const ScanState& state) {
     // every token takes a byte at least; entries are stored whole
     block_.ids.reserve(block_.size + state.size + CachedLongWord::kIds);
     if (options_.offsets) {
-        take_spans(state, words);
+        block_.spans.reserve(2 * (block_.size + state.size) + 2);
+        block_.words.reserve(block_.size + state.size + 1);
+        take_words<true>(state, words);
     } else {
-        take_ids(state, words);
+        take_words<false>(state, words);
     }
 }
 
-void Encoder::take_ids(const ScanState& state, int64_t words) {
-    const Vocabulary::Words table = tokenizer_.vocabulary_.words();
+template <bool kSpans>
+void Encoder::take_words(const ScanState& state, int64_t words) {
     int32_t* out = block_.ids.data() + block_.size;
     const int32_t* const end = block_.ids.data() + std::min(limit_, block_.ids.capacity());
     WordKey keys[kBatch];
     uint64_t hashes[kBatch];
-    int32_t found[kBatch][CachedWord::kIds + 1];  // ids and their count: an entry may go before its turn comes
     for (int64_t begin = 0; begin < words && out < end; begin += kBatch) {
-        // No load waits for another word's, and no branch depends on one, but for words that the cache lacks.
+        // No load waits for another word's.
         const uint32_t *first = scratch_.first.data() + begin, *last = scratch_.last.data() + begin;
         const int64_t count = std::min(words - begin, kBatch);
         for (int64_t i = 0; i < count; ++i) {
@@ -80,25 +77,20 @@ void Encoder::take_ids(const ScanState& state, int64_t words) {
             hashes[i] = hash_word(keys[i]);
             __builtin_prefetch(line_of(hashes[i]));
         }
-        uint64_t absent = 0;
         for (int64_t i = 0; i < count; ++i) {
             const CachedWord* const line = line_of(hashes[i]);
             const CachedWord& entry = line[!(line[0].key == keys[i])];
-            std::memcpy(found[i], entry.ids, sizeof found[i]);
-            absent |= static_cast<uint64_t>(!(entry.key == keys[i]) | (entry.count > CachedWord::kIds)) << i;
-        }
-        for (uint64_t left = absent; left != 0; left &= left - 1) {
-            __builtin_prefetch(table.slots + (hashes[lowest_bit(left)] >> table.shift));
-        }
-        for (int64_t i = 0; i < count; ++i, absent >>= 1) {
-            if ((absent & 1) == 0) {
-                std::memcpy(out, found[i], sizeof found[i]);
-                out += found[i][CachedWord::kIds];
-                continue;
+            int64_t taken = entry.count;
+            if (__builtin_expect(entry.key == keys[i] && taken <= CachedWord::kIds, 1)) {
+                std::memcpy(out, entry.ids, sizeof entry.ids + sizeof entry.count);
+            } else {
+                const uint8_t* const word = state.bytes + first[i];
+                const int64_t size = static_cast<int64_t>(last[i]) + 1 - first[i];
+                taken =
+                    size > kShortWord ? take_long(word, size, out) : take_short(keys[i], hashes[i], word, size, out);
             }
-            const uint8_t* const word = state.bytes + first[i];
-            const int64_t size = static_cast<int64_t>(last[i]) + 1 - first[i];
-            out += size > kShortWord ? take_long(word, size, out) : take_short(keys[i], hashes[i], word, size, out);
+            if (kSpans) take_spans(state, begin + i, out - block_.ids.data(), taken);
+            out += taken;
         }
     }
     block_.size = out - block_.ids.data();
@@ -162,26 +154,24 @@ int64_t Encoder::take_long(const uint8_t* word, int64_t size, int32_t* ids) {
     return count;
 }
 
-void Encoder::take_spans(const ScanState& state, int64_t words) {
-    const Vocabulary& vocabulary = tokenizer_.vocabulary_;
-    block_.spans.reserve(2 * (block_.size + state.size) + 2);
-    block_.words.reserve(block_.size + state.size + 1);
-    for (int64_t i = 0; i < words && !full(); ++i) {
-        const int64_t begin = scratch_.first[i], size = static_cast<int64_t>(scratch_.last[i]) + 1 - begin;
+void Encoder::take_spans(const ScanState& state, int64_t word, int64_t at, int64_t count) {
+    const int64_t begin = scratch_.first[word], size = static_cast<int64_t>(scratch_.last[word]) + 1 - begin;
+    uint32_t whole = static_cast<uint32_t>(size);
+    const uint32_t* ends = &whole;
+    if (count > 1) {  // the caches have the ids alone
         scratch_.ends.reserve(size);
-        int32_t* const ids = block_.ids.data() + block_.size;
-        const int64_t count = vocabulary.split(state.bytes + begin, size, ids, scratch_.ends.data());
-        int64_t from = begin;
-        for (int64_t k = 0; k < count; ++k) {
-            const int64_t to = begin + scratch_.ends[k], at = block_.size + k;
-            block_.spans[2 * at] = state.sources[from];
-            block_.spans[2 * at + 1] = state.sources[to - 1] + 1;
-            block_.words[at] = word_;
-            from = to;
-        }
-        block_.size += count;
-        if (!input_.words) ++word_;
+        tokenizer_.vocabulary_.split(state.bytes + begin, size, block_.ids.data() + at, scratch_.ends.data());
+        ends = scratch_.ends.data();
     }
+    int64_t from = begin;
+    for (int64_t i = at; i < at + count; ++i) {
+        const int64_t to = begin + *ends++;
+        block_.spans[2 * i] = state.sources[from];
+        block_.spans[2 * i + 1] = state.sources[to - 1] + 1;
+        block_.words[i] = word_;
+        from = to;
+    }
+    if (!input_.words) ++word_;
 }
 
 }  // namespace fastbert

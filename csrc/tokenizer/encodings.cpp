@@ -16,15 +16,8 @@ void widen(const int32_t* from, int64_t count, int64_t* to) {
     for (int64_t i = 0; i < count; ++i) to[i] = from[i];
 }
 
-// Splits rows into `parts` runs and works on each: work(first row, last row + 1).
-template <class Work>
-void over_rows(int64_t rows, int64_t tokens, int threads, const Work& work) {
-    const int64_t parts = tokens < kTokensForThreads ? 1 : std::min<int64_t>(threads, rows);
-    if (parts <= 1) {
-        work(int64_t{0}, rows);
-        return;
-    }
-    run_on_threads(parts, parts, [&](int64_t i) { work(rows * i / parts, rows * (i + 1) / parts); });
+int64_t parts_for(int64_t tokens, int threads, int64_t rows) {
+    return tokens < kTokensForThreads ? 1 : std::min<int64_t>(threads, rows);
 }
 
 }  // namespace
@@ -108,24 +101,29 @@ void Encodings::write_row(Field field, const Row& row, int64_t* out) const {
     }
 }
 
-void Encodings::write_packed(Field field, int64_t* out) const {
-    if (total_ < kTokensForThreads || threads == 1) {
-        for (const Row& row : rows) {
-            write_row(field, row, out);
-            out += length(row) * width(field);
+void Encodings::write_packed(const std::vector<Output>& outputs) const {
+    struct Run {
+        size_t row;
+        int64_t token;
+    };
+    // Runs of rows with about as many tokens each.
+    const int64_t parts = parts_for(total_, threads, static_cast<int64_t>(rows.size()));
+    std::vector<Run> runs{{0, 0}};
+    int64_t seen = 0;
+    for (size_t i = 0; i < rows.size() && parts > 1; ++i) {
+        seen += length(rows[i]);
+        if (seen >= total_ * static_cast<int64_t>(runs.size()) / parts && i + 1 < rows.size()) {
+            runs.push_back({i + 1, seen});
         }
-        return;
     }
-    std::vector<int64_t> begins(rows.size());
-    int64_t begin = 0;
-    for (size_t i = 0; i < rows.size(); ++i) {
-        begins[i] = begin;
-        begin += length(rows[i]);
-    }
-    over_rows(static_cast<int64_t>(rows.size()), total_, threads, [&](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; ++i) {
-            const size_t at = static_cast<size_t>(i);
-            write_row(field, rows[at], out + begins[at] * width(field));
+    const int64_t count = static_cast<int64_t>(runs.size());
+    runs.push_back({rows.size(), total_});
+    run_on_threads(count, count, [&](int64_t run) {
+        int64_t token = runs[static_cast<size_t>(run)].token;
+        const size_t end = runs[static_cast<size_t>(run) + 1].row;
+        for (size_t i = runs[static_cast<size_t>(run)].row; i < end; ++i) {
+            for (const Output& each : outputs) write_row(each.field, rows[i], each.out + token * width(each.field));
+            token += length(rows[i]);
         }
     });
 }
@@ -136,8 +134,9 @@ void Encodings::write_padded(Field field, int64_t length, int64_t value, bool le
                                     std::to_string(longest_) + ", the length of the longest row");
     }
     const int64_t count = static_cast<int64_t>(rows.size());
-    over_rows(count, count * length, threads, [&](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; ++i) {
+    const int64_t parts = parts_for(count * length, threads, count);
+    run_on_threads(parts, parts, [&](int64_t part) {
+        for (int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
             const Row& row = rows[static_cast<size_t>(i)];
             const int64_t real = this->length(row) * width(field), all = length * width(field);
             int64_t* const begin = out + i * all;

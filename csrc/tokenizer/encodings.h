@@ -113,8 +113,12 @@ class Encodings {
     void check(Field field) const;
     // One row.  [length, width]
     void write_row(Field field, const Row& row, int64_t* out) const;
-    // All rows one after another.  [total, width]
-    void write_packed(Field field, int64_t* out) const;
+    // All rows one after another, of each field.  [total, width]
+    struct Output {
+        Field field;
+        int64_t* out;
+    };
+    void write_packed(const std::vector<Output>& outputs) const;
     // [rows, length, width]; throws std::invalid_argument for a longer row.
     void write_padded(Field field, int64_t length, int64_t value, bool left, int64_t* out) const;
     // [rows + 1]; throws std::overflow_error beyond int32.

@@ -10,15 +10,19 @@
 
 namespace fastbert {
 
+void prefer_large_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+    madvise(data, bytes, MADV_HUGEPAGE);  // a wish: nothing depends on it
+#endif
+}
+
 void* allocate_pages(size_t bytes) {
-    constexpr size_t kLine = 64, kLargePage = size_t{2} << 20;
+    constexpr size_t kLine = 64;
     const size_t alignment = bytes > kLargePage / 2 ? kLargePage : kLine;
     const size_t size = (bytes + alignment - 1) / alignment * alignment;
     void* data = std::aligned_alloc(alignment, std::max(size, alignment));
     if (data == nullptr) throw std::bad_alloc();
-#if defined(__linux__)
-    if (alignment == kLargePage) madvise(data, size, MADV_HUGEPAGE);  // a wish: nothing depends on it
-#endif
+    if (alignment == kLargePage) prefer_large_pages(data, size);
     return data;
 }
 

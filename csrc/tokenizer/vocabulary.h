@@ -11,7 +11,12 @@
 
 namespace fastbert {
 
-// Aligned to lines of the caches, or pages. Throws std::bad_alloc.
+constexpr size_t kLargePage = size_t{2} << 20;
+
+// Asks for large pages, where the system has them, in [data, data + bytes).
+void prefer_large_pages(void* data, size_t bytes);
+
+// Aligned to lines of the caches, or to large pages. Throws std::bad_alloc.
 void* allocate_pages(size_t bytes);
 
 // An array for lookups all over it: on large pages where the system has them, since a page's

@@ -14,8 +14,9 @@ constexpr int64_t kBlocksPerThread = 4;        // so that one slow run of texts 
 
 // Room that most texts do not exceed, for memory that need not move.
 int64_t expected_tokens(int64_t units, int64_t samples, const EncodeOptions& options) {
-    constexpr int64_t kUnitsPerToken = 4, kSpare = 4096;
-    const int64_t tokens = units / kUnitsPerToken + kSpare;
+    constexpr int64_t kUnitsPerToken = 3, kSpare = 4096;
+    // a short text's in a chunk that malloc has at hand
+    const int64_t tokens = std::min(units + 16, units / kUnitsPerToken + kSpare);
     const bool bounded = options.max_length > 0 && !options.overflow && options.max_length < tokens / (samples + 1);
     return bounded ? samples * options.max_length + kSpare : tokens;
 }

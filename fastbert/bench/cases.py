@@ -99,6 +99,7 @@ SUITES = {
     "cpu-fp32": "whole models in float32 against the CPU engines, BERT-base with 3 of its 12 layers",
     "cpu": "the whole table against the CPU engines, in every precision: many minutes (only when asked for)",
     "end-to-end": "text to sentence embeddings on all-MiniLM-L6-v2 against transformers",
+    "families": "fastbert.optimize against the models as they come, by family and padding (mostly only when asked for)",
     "tokenizer": "text to token ids against tokenizers, transformers and nanotoken (CPU, one thread)",
 }
 
@@ -109,7 +110,17 @@ class UnknownSelection(ValueError):
 
 def all_cases() -> list[Case]:
     """The register, in the order of the tables."""
-    from fastbert.bench.suites import attention, cpu, elementwise, end_to_end, losses, norms, operations, tokenizer
+    from fastbert.bench.suites import (
+        attention,
+        cpu,
+        elementwise,
+        end_to_end,
+        families,
+        losses,
+        norms,
+        operations,
+        tokenizer,
+    )
 
     cases = [
         *norms.cases(),
@@ -119,6 +130,7 @@ def all_cases() -> list[Case]:
         *attention.cases(),
         *cpu.cases(),
         *end_to_end.cases(),
+        *families.cases(),
         *tokenizer.cases(),
     ]
     names = [case.name for case in cases]

@@ -1,9 +1,10 @@
-"""A transformer block for inference: one C++ call a layer (csrc/cpu/block.cpp).
+"""Transformer blocks for inference: one C++ call for one, or for all of a model (csrc/cpu/block.cpp).
 
 What it computes is defined by ``fastbert.nn.transformer_block``, which calls it: the same operations in the same order, each
 the C++ implementation of its operator, on packed weights and in one thread-owned workspace.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -64,15 +65,21 @@ def _layouts(vectors: tuple[Tensor | None, ...]) -> list[tuple[object, ...] | No
     return [None if v is None else (v.data_ptr(), v.dtype, v.shape, v.stride()) for v in vectors]
 
 
-def transformer_block(
+# Of one block: matrices (query, key and value, one or three; output; up; down), vectors (their biases; weight and bias of the
+# attention's norm and the feed-forward's), and BlockSettings.
+BlockArguments = tuple[tuple[Tensor, ...], tuple[Tensor | None, ...], tuple[Any, ...]]
+
+
+def transformer_blocks(
     x: Tensor,  # [total, hidden]
     cu_seqlens: Tensor,  # int32 [batch + 1]
     max_seqlen: int,
-    matrices: tuple[Tensor, ...],  # query, key and value, one or three; output; up; down
-    vectors: tuple[Tensor | None, ...],  # their biases; weight and bias of the attention's norm and the feed-forward's
-    settings: tuple[Any, ...],  # BlockSettings
+    blocks: Sequence[BlockArguments],
 ) -> Tensor | None:
-    """[total, hidden]; None where this cannot answer, and the operations one by one do, with their checks and errors."""
+    """The blocks one after another, at least one: [total, hidden].
+
+    None where this cannot answer, and the operations one by one do, with their checks and errors.
+    """
     dtype = x.dtype
     if dtype not in DTYPE_NUMBERS or x.dim() != 2 or not x.is_cpu or not x.is_contiguous():
         return None
@@ -84,41 +91,22 @@ def transformer_block(
         return None
     if cu_seqlens.shape[0] == 0:
         return None
-    # Of a tensor subclass the address says nothing: it may compute its values.
-    for v in vectors:
-        if v is not None and type(v) is not Parameter and type(v) is not Tensor:
+    for block in blocks:
+        if not _is_taken(block, dtype, x.shape[1]):
             return None
-    precision = settings[-1]
-    if precision == "fp32":
-        if dtype is torch.bfloat16:
-            precision = "bf16"  # products of bfloat16 tensors
-        if _C.isa() == "baseline":
-            return None
-        for w in matrices:
-            if w.dtype is not dtype or type(w) is not Parameter:
-                return None
-    for w in matrices:  # before anything of them is packed; their shapes are looked at with the plan
-        if type(w) is not Parameter and type(w) is not Tensor:
-            return None
-        if w.dim() != 2 or not w.is_cpu or w.dtype not in DTYPE_NUMBERS or not is_cacheable(w):
-            return None
-    qkv = matrices[:-3]
-    if x.shape[1] != qkv[0].shape[1] or any(w.shape != qkv[0].shape or w.dtype is not qkv[0].dtype for w in qkv):
-        return None
     for _ in range(2):
-        packed = (
-            packed_weight(precision, *qkv, check=False),
-            *[packed_weight(precision, w, check=False) for w in matrices[-3:]],
-        )
-        key = (settings, dtype)
-        plan = packed[0].blocks.get(key)
-        if not isinstance(plan, _Plan) or plan.packed != packed[1:] or plan.layouts != _layouts(vectors):
-            described = BlockSettings(*settings)
-            if not _fits(x.shape[1], matrices, vectors, described):
+        plans = []
+        held = []  # another thread may drop the packed weights meanwhile, and the plans with them
+        for block in blocks:
+            packed = _packed(block, dtype)
+            plan = _plan(block, packed, dtype, x.shape[1])
+            if plan is None:
                 return None
-            plan = packed[0].blocks[key] = _Plan(dtype, packed, vectors, described)
+            plans.append(plan.block)
+            held.append((packed, plan))
         y = torch.empty_like(x)
-        outcome = plan.block.run(
+        outcome = _C.run_blocks(
+            plans,
             x.shape[0],
             x.data_ptr(),
             cu_seqlens.data_ptr(),
@@ -131,8 +119,58 @@ def transformer_block(
             return y
         if outcome != _STALE:
             return None
-        forget(matrices)
+        for block in blocks:
+            forget(block[0])
     return None  # somebody changes the weights while we pack them
+
+
+def _is_taken(block: BlockArguments, dtype: torch.dtype, hidden: int) -> bool:
+    """Whether the weights may be packed: looked at before anything is. Their shapes are looked at with the plan."""
+    matrices, vectors, settings = block
+    # Of a tensor subclass the address says nothing: it may compute its values.
+    for v in vectors:
+        if v is not None and type(v) is not Parameter and type(v) is not Tensor:
+            return False
+    if settings[-1] == "fp32":
+        if _C.isa() == "baseline":
+            return False
+        for w in matrices:
+            if w.dtype is not dtype or type(w) is not Parameter:
+                return False
+    for w in matrices:
+        if type(w) is not Parameter and type(w) is not Tensor:
+            return False
+        if w.dim() != 2 or not w.is_cpu or w.dtype not in DTYPE_NUMBERS or not is_cacheable(w):
+            return False
+    first, *others = matrices[:-3]
+    if first.shape[1] != hidden:
+        return False
+    return all(w.shape == first.shape and w.dtype is first.dtype for w in others)
+
+
+def _packed(block: BlockArguments, dtype: torch.dtype) -> tuple[PackedWeight, ...]:
+    matrices, _, settings = block
+    precision = settings[-1]
+    if precision == "fp32" and dtype is torch.bfloat16:
+        precision = "bf16"  # products of bfloat16 tensors
+    return (
+        packed_weight(precision, *matrices[:-3], check=False),
+        *[packed_weight(precision, w, check=False) for w in matrices[-3:]],
+    )
+
+
+def _plan(block: BlockArguments, packed: tuple[PackedWeight, ...], dtype: torch.dtype, hidden: int) -> _Plan | None:
+    """The block's plan, made if there is none for the weights as they are; None for shapes that C++ does not take."""
+    matrices, vectors, settings = block
+    key = (settings, dtype)
+    plan = packed[0].blocks.get(key)
+    if isinstance(plan, _Plan) and plan.packed == packed[1:] and plan.layouts == _layouts(vectors):
+        return plan
+    described = BlockSettings(*settings)
+    if not _fits(hidden, matrices, vectors, described):
+        return None
+    plan = packed[0].blocks[key] = _Plan(dtype, packed, vectors, described)
+    return plan
 
 
 def _fits(

@@ -72,6 +72,10 @@ def _embeddings(model: Any, call: Any) -> Tensor:
     return model.embeddings(input_ids=call.input_ids, **given, **call.further)
 
 
+def _distilbert_embeddings(model: Any, call: Any) -> Tensor:
+    return model.embeddings(call.input_ids, call.inputs_embeds, call.position_ids)  # the second one's name changed
+
+
 @dataclass(frozen=True)
 class Family:
     """One of transformers' families.
@@ -122,7 +126,7 @@ class Family:
 
     def is_causal(self, config: Any) -> bool:
         """Whether a model of this configuration is."""
-        return self.causal or (self.may_decode and config.is_decoder)
+        return self.causal or (self.may_decode and bool(config.is_decoder))
 
     @property
     def modeling(self) -> str:
@@ -263,6 +267,7 @@ FAMILIES = (
         "distilbert",
         "DistilBert",
         _DISTILBERT_LAYER,
+        embed=_distilbert_embeddings,
         layers=_layers_at("transformer.layer"),
         stack=("transformer",),
         pool=None,

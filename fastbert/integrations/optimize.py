@@ -4,6 +4,7 @@ Every base model of a known family inside the given module gets another class, a
 (``fastbert.integrations.packed``). Parameters, ``state_dict``, configuration and everything around it stay what they are.
 """
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,20 +73,28 @@ class Kept:
 
 @dataclass(frozen=True)
 class Report:
-    """What ``optimize`` did with a model, or would not do and why; print it."""
+    """What ``optimize`` did with a model, or would not do and why; print it.
+
+    Attributes:
+        replaced: models that run packed.
+        kept: models that do not.
+        pipelines: how texts get into the models of sentence-transformers.
+    """
 
     replaced: tuple[Replaced, ...]
     kept: tuple[Kept, ...]
+    pipelines: tuple[Any, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join(map(str, (*self.replaced, *self.kept))) or "no model of transformers is in it"
+        return "\n".join(map(str, (*self.replaced, *self.kept, *self.pipelines))) or "no model of transformers is in it"
 
 
 def optimize(model: Model, *, precision: str | None = None, strict: bool = False) -> Model:
     """Makes a transformers model, or every one inside a module, run on its real tokens alone. In place.
 
     What it computes on real tokens is what it computed before, in inference and in training; padded positions come back as zeros.
-    Where a call asks for what a packed forward does not do, transformers' own forward answers; ``report`` says when that was.
+    Where a call asks for what a packed forward does not do, transformers' own forward answers; ``report`` says when that was. It is
+    also what torch.compile compiles.
 
     Args:
         model: a base model or one with a head, of BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA, ALBERT, ERNIE, MPNet
@@ -109,26 +118,35 @@ def optimize(model: Model, *, precision: str | None = None, strict: bool = False
     found, kept = _find(model)
     for path, base, _ in found:
         _check_parameters(path, base, precision)
-    plans: list[tuple[nn.Module, Family]] = []
+    plans: list[tuple[nn.Module, Family, list[nn.Module]]] = []
     for path, base, family in found:
-        try:
-            Plan(base, family, precision)
-        except Unsupported as reason:
-            kept.append(Kept(path, type(base).__name__, str(reason)))
+        heads = [
+            module for module in model.modules() if _has_head(module) and any(base is c for c in module.children())
+        ]
+        reason = _why_not(base, family, heads, precision)
+        if reason is None:
+            plans.append((base, family, heads))
         else:
-            plans.append((base, family))
+            kept.append(Kept(path, type(base).__name__, reason))
     if not plans or (strict and kept):
         raise ValueError(_nothing_to_do(model, kept))
-    heads = {child: module for module in model.modules() for child in module.children() if _has_head(module)}
-    for base, family in plans:
-        head = heads.get(base)
-        classes = [
-            optimized_class(type(each)) for each in (base, head) if each is not None
-        ]  # before anything is changed
-        base.__class__ = classes[0]
-        base.__dict__["_fastbert"] = State(precision, _reads_first_column(base, family, head))
-        if head is not None:
-            head.__class__ = classes[1]
+    texts = _texts_of(model)
+    if texts is not None:
+        replace_tokenizers, reasons = texts.prepare(model)
+        if strict and reasons:
+            raise ValueError("; ".join(reasons))
+    swaps: dict[nn.Module, type] = {}
+    states = {}
+    for base, family, heads in plans:
+        swaps |= {module: optimized_class(type(module)) for module in (base, *heads)}
+        states[base] = State(precision, _reads_first_column(base, family, heads))
+    # From here on nothing fails, and nothing is left half done.
+    for module, cls in swaps.items():
+        module.__class__ = cls
+    for base, state in states.items():
+        base.__dict__["_fastbert"] = state
+    if texts is not None:
+        replace_tokenizers()
     return model
 
 
@@ -149,8 +167,11 @@ def restore(model: Model) -> Model:
                 f"{type(module).__name__} got another class after fastbert.optimize; undo that first (fully_shard cannot be)"
             )
     for module in optimized:
-        module.__class__ = type(module).__bases__[1]
+        module.__class__ = type(module)._fastbert_stock
         module.__dict__.pop("_fastbert", None)
+    texts = _texts_of(model)
+    if texts is not None:
+        texts.restore(model)
     return model
 
 
@@ -184,13 +205,17 @@ def report(model: nn.Module) -> Report:
     ]
     found, kept = _find(model)
     for path, base, family in found:
-        reason = "fastbert.optimize was not called"
-        try:
-            Plan(base, family, "fp32")
-        except Unsupported as error:
-            reason = str(error)
+        reason = _why_not(base, family, [], "fp32") or "fastbert.optimize was not called"
         kept.append(Kept(path, type(base).__name__, reason))
-    return Report(tuple(replaced), tuple(kept))
+    texts = _texts_of(model)
+    return Report(tuple(replaced), tuple(kept), () if texts is None else tuple(texts.pipelines(model)))
+
+
+def _texts_of(model: nn.Module) -> Any:
+    """The module for models that take texts, if sentence-transformers made this one; it is imported only then."""
+    if not any(type(module).__module__.startswith("sentence_transformers.") for module in model.modules()):
+        return None
+    return importlib.import_module("fastbert.integrations.sentence_transformers")
 
 
 def _check_module(model: object) -> None:
@@ -283,15 +308,29 @@ def _check_parameters(path: str, base: nn.Module, precision: str) -> None:
         )
 
 
+def _why_not(base: nn.Module, family: Family, heads: list[nn.Module], precision: str) -> str | None:
+    """Why a base model cannot be run packed, or None."""
+    for module in (base, *heads):
+        if "forward" in module.__dict__:
+            return (
+                f"the forward of this {type(module).__name__} was replaced; call fastbert.optimize before what does so"
+            )
+    try:
+        Plan(base, family, precision)
+    except Unsupported as reason:
+        return str(reason)
+    return None
+
+
 def _has_head(module: nn.Module) -> bool:
     family = family_of(type(module))
     return family is not None and _is_pretrained(type(module)) and type(module).__name__ != family.base
 
 
-def _reads_first_column(base: Any, family: Family, head: nn.Module | None) -> bool:
-    """Whether the pooler, or the head, reads the first position of a row, be it padding or not."""
+def _reads_first_column(base: Any, family: Family, heads: list[nn.Module]) -> bool:
+    """Whether the pooler, or a head, reads the first position of a row, be it padding or not."""
     if family.causal:
         return False
     if getattr(base, "pooler", None) is not None:
         return True
-    return type(head).__name__.endswith(("ForSequenceClassification", "ForMultipleChoice"))
+    return any(type(head).__name__.endswith(("ForSequenceClassification", "ForMultipleChoice")) for head in heads)

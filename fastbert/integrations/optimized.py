@@ -14,7 +14,15 @@ from fastbert.integrations.packed import State, packed_forward
 
 
 class Optimized:
-    """What the classes of this module are, besides models of transformers."""
+    """What the classes of this module are, besides models of transformers.
+
+    Called with arguments, as type(model)(config) and type(model).from_pretrained do, they give transformers' own model.
+    """
+
+    _fastbert_stock: type
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls._fastbert_stock(*args, **kwargs) if args or kwargs else super().__new__(cls)
 
 
 class OptimizedBase(Optimized):
@@ -43,6 +51,7 @@ def optimized_class(stock: type[nn.Module]) -> type[nn.Module]:
         "__module__": __name__,
         "__qualname__": name,
         "__doc__": stock.__doc__,
+        "_fastbert_stock": stock,
         "forward": packed_forward(stock, family) if is_base else head_forward(stock),
     }
     if is_base:

@@ -22,7 +22,10 @@ from torch import Tensor, nn
 from fastbert import functional as F
 from fastbert.integrations.families import Family, Unsupported
 from fastbert.integrations.plan import Embeddings, Layer, Plan
+from fastbert.nn import BlockWeights
 from fastbert.nn._modules import product
+from fastbert.nn.block import as_whole
+from fastbert.ops.block import whole_blocks
 from fastbert.packing import PackedBatch, pack, unpack
 
 # What a base model's forward may be given and has no part in: a head's loss reads it.
@@ -49,6 +52,16 @@ def is_traced() -> bool:
     return torch._C._get_tracing_state() is not None or torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def _hooks_on_all_modules() -> bool:
+    every = nn.modules.module
+    return bool(
+        every._global_forward_hooks
+        or every._global_forward_pre_hooks
+        or every._global_backward_hooks
+        or every._global_backward_pre_hooks
+    )
+
+
 @dataclass
 class State:
     """What an optimized base model knows besides what it was: an attribute of it, and copied and pickled with it.
@@ -70,15 +83,13 @@ class State:
     def plan_for(self, model: nn.Module, family: Family) -> Plan:
         """The plan, made anew where the model's modules have changed. Raises Unsupported."""
         plan = self.plan
-        if plan is not None:
-            changed = plan.stack_changed(model)
-            if changed is None:
-                return plan
+        if plan is not None and plan.changed(model) is None:
+            return plan
         if getattr(model, "_is_replica", False):
             raise Unsupported("torch.nn.DataParallel runs a copy of the model")
         self.plan = None
         plan = Plan(model, family, self.precision)
-        changed = plan.stack_changed(model)
+        changed = plan.changed(model)
         if changed is not None:
             raise Unsupported(changed)
         self.plan = plan
@@ -114,10 +125,13 @@ def packed_forward(stock: type[nn.Module], family: Family) -> Callable[..., Any]
             return original(self, *args, **kwargs)
         state: State = self._fastbert
         try:
-            call = read_call(self, family, dict(zip(names, args, strict=False)) | kwargs)
+            positional = dict(zip(names, args, strict=False))
+            if len(args) > len(names) or not positional.keys().isdisjoint(kwargs):
+                raise Unsupported("arguments that it does not take")
+            call = read_call(self, family, positional | kwargs)
             plan = state.plan_for(self, family)
             batch, hidden = embed(self, family, plan, call, state)
-            blocks = [(layer, layer.block(hidden.dtype)) for layer in plan.layers]
+            blocks = [(layer, layer.weights(hidden.dtype)) for layer in plan.layers]
             bias = family.attention_bias(self, batch)
         except Unsupported as reason:
             state.calls[str(reason)] += 1
@@ -136,15 +150,16 @@ def read_call(model: Any, family: Family, arguments: dict[str, Any]) -> Call:
         raise Unsupported(reason)
     if is_traced():
         raise Unsupported("the call is traced or transformed")
+    if _hooks_on_all_modules():
+        raise Unsupported("hooks on all modules")
     config = model.config
     flags = {}
     for name in _FLAGS:
         default = getattr(config, name, name == "return_dict")
         value = arguments.pop(name, default)
         if value is None and bool(default) is not (name == "return_dict"):
-            raise Unsupported(
-                f"{name} is None against the configuration"
-            )  # versions of transformers differ in its meaning
+            # Versions of transformers differ in what that means.
+            raise Unsupported(f"{name} is None against the configuration")
         flags[name] = (name == "return_dict") if value is None else value
     if flags["output_attentions"]:
         raise Unsupported("output_attentions")
@@ -154,11 +169,11 @@ def read_call(model: Any, family: Family, arguments: dict[str, Any]) -> Call:
         raise Unsupported("config.is_causal")
     use_cache = arguments.pop("use_cache", None)
     if family.is_causal(config):
-        # In training the cache that the configuration asks for is of no use.
-        if use_cache is None:
-            use_cache = config.use_cache and not model.training
         if use_cache:
-            raise Unsupported("use_cache")
+            raise Unsupported("use_cache=True")
+        # In training the cache that the configuration asks for is of no use.
+        if use_cache is None and config.use_cache and not model.training:
+            raise Unsupported("a cache, by the configuration's default; use_cache=False would do without")
     tensors = {name: arguments.pop(name, None) for name in _TENSORS}
     further = {}
     for name, value in arguments.items():
@@ -179,9 +194,9 @@ def _check_tensors(model: Any, call: Call) -> None:
     ids, embeds = call.input_ids, call.inputs_embeds
     given = embeds if ids is None else ids
     if type(given) is not Tensor or (ids is not None and embeds is not None):
-        raise Unsupported("input_ids and inputs_embeds")
+        raise Unsupported("input_ids and inputs_embeds together, or neither, or of a tensor's subclass")
     if given.dim() != (2 if ids is not None else 3) or given.is_meta or given.numel() == 0:
-        raise Unsupported(f"input of shape {list(given.shape)}")
+        raise Unsupported("an input of another number of dimensions, or empty, or without memory")
     if ids is not None and ids.dtype not in (torch.int64, torch.int32):
         raise Unsupported(f"input_ids are {ids.dtype}")
     batch, seq = given.shape[:2]
@@ -190,10 +205,10 @@ def _check_tensors(model: Any, call: Call) -> None:
         if tensor is None:
             continue
         if type(tensor) is not Tensor or tensor.dim() != 2 or tensor.device != given.device:
-            raise Unsupported(f"{name} is no matrix beside the input")
+            raise Unsupported(f"{name} is no matrix on the input's device")
         rows, columns = tensor.shape
         if columns != seq or not (rows == batch or (rows == 1 and name == "position_ids")):
-            raise Unsupported(f"{name} of shape {list(tensor.shape)}")
+            raise Unsupported(f"{name} is not of the input's shape")
         if name != "attention_mask" and tensor.dtype not in (torch.int64, torch.int32):
             raise Unsupported(f"{name} are {tensor.dtype}")
 
@@ -205,7 +220,7 @@ def embed(model: Any, family: Family, plan: Plan, call: Call, state: State) -> t
         mask = mask != 0
         if state.reads_first_column and not mask[:, 0].all():
             raise Unsupported("padding in the first column, which the pooler or the head reads")
-    tables = plan.tables()
+    tables = plan.tables(model)
     if call.input_ids is None or call.further or (tables is not None and _needs_modules(tables)):
         tables = None
     if tables is None:
@@ -224,8 +239,9 @@ def embed(model: Any, family: Family, plan: Plan, call: Call, state: State) -> t
                 offset = padding_idx + 1
             rows = tables.position["weight"].shape[0]
             if ids.shape[1] + offset > rows:
-                raise Unsupported(f"{ids.shape[1]} tokens for {rows} positions")
-        batch = pack(ids, mask, position_ids=positions, token_type_ids=call.token_type_ids)
+                raise Unsupported("more tokens than positions")
+        types = None if tables.token_type is None else call.token_type_ids  # without a table transformers ignores them
+        batch = pack(ids, mask, position_ids=positions, token_type_ids=types)
         hidden = _look_up(tables, batch)
     return batch, _project(model, family, hidden)
 
@@ -271,7 +287,7 @@ def encode(model: Any, batch: PackedBatch) -> Tensor:
     """
     family: Family = model._fastbert_family
     plan = model._fastbert.plan_for(model, family)
-    tables = plan.tables()
+    tables = plan.tables(model)
     if tables is None or _needs_modules(tables):
         raise Unsupported("the embeddings have to be called padded")
     if family.counts_tokens:
@@ -279,7 +295,7 @@ def encode(model: Any, batch: PackedBatch) -> Tensor:
     if batch.token_type_ids is not None and tables.token_type is None:
         batch = replace(batch, token_type_ids=None)
     hidden = _project(model, family, _look_up(tables, batch))
-    blocks = [(layer, layer.block(hidden.dtype)) for layer in plan.layers]
+    blocks = [(layer, layer.weights(hidden.dtype)) for layer in plan.layers]
     bias = family.attention_bias(model, batch)
     model._fastbert.calls["packed"] += 1
     return run_layers(model, family, batch, hidden, blocks, bias, False)[0]
@@ -299,31 +315,40 @@ def run_layers(
     family: Family,
     batch: PackedBatch,
     hidden: Tensor,  # [total, hidden]
-    blocks: list[tuple[Layer, Callable[..., Tensor]]],
+    blocks: list[tuple[Layer, BlockWeights | None]],
     bias: Tensor | None,  # [heads, seq, seq], of the attention
     keep_states: bool,
 ) -> tuple[Tensor, list[Tensor] | None]:
     """The last layer's output [total, hidden], normed where the model norms it; and, if kept, the input of each layer and it."""
     dtype = hidden.dtype
     states = [hidden] if keep_states else None
-    for layer, of_tokens in blocks:
-        attention, out, down = layer.dropouts()
-        block = functools.partial(
-            of_tokens,
-            cu_seqlens=batch.cu_seqlens,
-            max_seqlen=batch.max_seqlen,
-            dropout_p=out,
-            attention_dropout_p=attention,
-            feed_forward_dropout_p=down,
-            attention_bias=bias,
-        )
-        module = layer.module
-        if module.training and getattr(module, "gradient_checkpointing", False):
-            hidden = module._gradient_checkpointing_func(block, hidden)
-        else:
-            hidden = block(hidden)
-        if states is not None:
-            states.append(hidden)
+    dropouts = [layer.dropouts() for layer, _ in blocks]
+    whole = None
+    if states is None and bias is None and hidden.is_cpu and not any(map(any, dropouts)):
+        described = [as_whole(weights, layer.options) for layer, weights in blocks if weights is not None]
+        if len(described) == len(blocks):
+            whole = whole_blocks(hidden, batch.cu_seqlens, batch.max_seqlen, described)
+    if whole is not None:
+        hidden = whole
+    else:
+        for (layer, weights), (attention, out, down) in zip(blocks, dropouts, strict=True):
+            block = functools.partial(
+                layer.run,
+                weights,
+                cu_seqlens=batch.cu_seqlens,
+                max_seqlen=batch.max_seqlen,
+                dropout_p=out,
+                attention_dropout_p=attention,
+                feed_forward_dropout_p=down,
+                attention_bias=bias,
+            )
+            module = layer.module
+            if module.training and getattr(module, "gradient_checkpointing", False):
+                hidden = module._gradient_checkpointing_func(block, hidden)
+            else:
+                hidden = block(hidden)
+            if states is not None:
+                states.append(hidden)
     if family.final_norm is not None:
         hidden = model.get_submodule(family.final_norm)(hidden)
         if states is not None:

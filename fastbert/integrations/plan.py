@@ -1,7 +1,5 @@
 """What of a base model a packed forward reads past its modules: found once, and looked at again before every call."""
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -167,14 +165,20 @@ class Layer:
         )
         return attention, out, down
 
-    def block(self, dtype: torch.dtype) -> Callable[..., Tensor]:
-        """``fastbert.nn.transformer_block`` with the layer's parameters or modules. Raises Unsupported as ``weights``."""
-        if self._modules is not None:
-            return functools.partial(transformer_block_by_modules, modules=self._modules, options=self.options)
-        return functools.partial(transformer_block, weights=self.weights(dtype), options=self.options)
+    def run(self, weights: BlockWeights | None, x: Tensor, **arguments: Any) -> Tensor:
+        """``fastbert.nn.transformer_block`` with what ``weights`` gave, and the block's further arguments."""
+        if weights is not None:
+            return transformer_block(x, weights=weights, options=self.options, **arguments)
+        assert self._modules is not None
+        return transformer_block_by_modules(x, modules=self._modules, options=self.options, **arguments)
 
-    def weights(self, dtype: torch.dtype) -> BlockWeights:
-        """The parameters as they are now. Raises Unsupported unless they are plain tensors, the matrices of this dtype."""
+    def weights(self, dtype: torch.dtype) -> BlockWeights | None:
+        """The parameters as they are now; None where adapters among the modules have to be called.
+
+        Raises Unsupported unless they are plain tensors, the matrices of this dtype.
+        """
+        if self._modules is not None:
+            return None
         matrices: list[Any] = []
         for each in self._linears:
             weight: Any = each["weight"]
@@ -223,7 +227,8 @@ class _Transposed:
         view = self._view
         if view is None or self._of is not weight or view.data_ptr() != weight.data_ptr():
             self._of = weight
-            self._view = view = Parameter(weight.detach().t(), requires_grad=False)
+            with torch.inference_mode(False):  # a tensor made under inference_mode has no version, and is not packed
+                self._view = view = Parameter(weight.detach().t(), requires_grad=False)
         return view
 
 
@@ -238,21 +243,30 @@ class Plan:
         reason = family.unsupported(model)
         if reason is not None:
             raise Unsupported(reason)
+        self._family = family
+        self._causal = family.is_causal(model.config)
         self._model = model._modules  # a copy of torch.nn.DataParallel has another
+        try:
+            self._read(model, precision)
+        except AttributeError as error:
+            raise Unsupported(f"its modules are not those of {family.base}: {error}") from error
+
+    def _read(self, model: Any, precision: str) -> None:
+        family = self._family
         self._stack = Watch(family)
         for path in family.stack:
             if not hasattr(model, path):
                 continue  # ELECTRA's projection, where embeddings have the layers' width
             self._stack.add_all(model, path)
-        heads, causal = model.config.num_attention_heads, family.is_causal(model.config)
+        heads = model.config.num_attention_heads
         modules = family.layers(model)
-        made = {module: Layer(module, family.layer, heads, causal, precision) for module in dict.fromkeys(modules)}
+        made = {m: Layer(m, family.layer, heads, self._causal, precision) for m in dict.fromkeys(modules)}
         self.layers = [made[module] for module in modules]
-        self._embeddings = Watch(family)
-        self._tables = self._read_embeddings(model, family)
+        self._tables = self._read_embeddings(model)
 
-    def _read_embeddings(self, model: nn.Module, family: Family) -> Embeddings | None:
-        path = family.embeddings
+    def _read_embeddings(self, model: nn.Module) -> Embeddings | None:
+        self._embeddings = Watch(self._family)
+        path = self._family.embeddings
         if path is None:
             return None
         root: Any = model.get_submodule(path)
@@ -277,14 +291,22 @@ class Plan:
             root.dropout,
         )
 
-    def stack_changed(self, model: nn.Module) -> str | None:
-        """What was replaced or hooked in the layers since, or None."""
-        return "the model is a replica" if model._modules is not self._model else self._stack.changed()
+    def changed(self, model: Any) -> str | None:
+        """What of the layers was replaced, hooked or set otherwise since, or None."""
+        if model._modules is not self._model:
+            return "the model is a replica"
+        if self._family.is_causal(model.config) is not self._causal:
+            return "config.is_decoder was changed"
+        return self._stack.changed()
 
-    def tables(self) -> Embeddings | None:
-        """The embeddings' parameters; None where their modules have to be called, for another reason than at first too."""
+    def tables(self, model: nn.Module) -> Embeddings | None:
+        """The embeddings' parameters; None where their modules have to be called."""
+        if self._embeddings.changed() is not None:
+            self._tables = self._read_embeddings(model)  # resize_token_embeddings makes a new table
+            if self._embeddings.changed() is not None:
+                return None
         tables = self._tables
-        if tables is None or self._embeddings.changed() is not None:
+        if tables is None:
             return None
         if any(type(each["weight"]) not in (Parameter, Tensor) for each in tables[:4] if each is not None):
             return None

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fastbert.models import bert_names
 from fastbert.models.config import BertConfig
 from fastbert.models.pooling import cls_pool
 from fastbert.models.pretrained import PretrainedModel, Table, exportable
-from fastbert.nn import Embeddings, TransformerBlock, check_precision, initialize
+from fastbert.nn import Embeddings, TransformerBlock, check_precision, initialize, run_blocks
 from fastbert.nn._modules import product
 from fastbert.packing import PackedBatch, check_tensor, pack, unpack
 
@@ -220,16 +219,12 @@ class BertModel(PretrainedModel):
 
     def _encode(self, batch: PackedBatch, keep_states: bool) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         hidden = self.embeddings(batch.values, batch.position_ids, batch.token_type_ids)
-        states = [hidden]
-        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        for layer in self.layers:
-            if again:
-                hidden = checkpoint(layer, hidden, batch.cu_seqlens, batch.max_seqlen, use_reentrant=False)
-            else:
-                hidden = layer(hidden, batch.cu_seqlens, batch.max_seqlen)
-            if keep_states:
-                states.append(hidden)
-        return hidden, tuple(states) if keep_states else None
+        states = [hidden] if keep_states else None
+        checkpointing = self.gradient_checkpointing and self.training
+        hidden = run_blocks(
+            self.layers, hidden, batch.cu_seqlens, batch.max_seqlen, checkpointing=checkpointing, states=states
+        )
+        return hidden, None if states is None else tuple(states)
 
     def _check_ids(self, ids: Tensor, dimensions: int) -> None:
         expected = "[batch, seq]" if dimensions == 2 else "[total]"

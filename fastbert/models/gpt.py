@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
-from torch.utils.checkpoint import checkpoint
 
 from fastbert import functional as F
 from fastbert.models.bert_heads import IGNORED, HeadOutput, as_it_came, token_labels
@@ -16,7 +15,7 @@ from fastbert.models.generation import GeneratedTokens, Sampling, generate_token
 from fastbert.models.gpt_config import GPTConfig
 from fastbert.models.kv_cache import KeyValueCache
 from fastbert.models.pretrained import PretrainedModel, Stored, Table, exportable, linear_or_norm
-from fastbert.nn import LayerNorm, TransformerBlock, check_precision, initialize
+from fastbert.nn import LayerNorm, TransformerBlock, check_precision, initialize, run_blocks
 from fastbert.ops._common import check_range
 from fastbert.packing import PackedBatch, check_tensor, pack, unpack
 
@@ -216,19 +215,20 @@ class GPTModel(_GPTFolder):
             check_range("GPTModel", "position_ids", batch.position_ids, self.config.n_positions, "the position table")
         hidden = self.words(batch.values) + self.positions(batch.position_ids)
         hidden = TF.dropout(hidden, self.config.embd_pdrop, self.training)
-        step = None if cache is None else cache.append(batch)
-        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        states = []
-        for i, layer in enumerate(self.layers):
-            if keep_states:
-                states.append(hidden)
-            if again:
-                hidden = checkpoint(layer, hidden, batch.cu_seqlens, batch.max_seqlen, use_reentrant=False)
-            else:
-                attend = None if step is None else step.layer(i)
-                hidden = layer(hidden, batch.cu_seqlens, batch.max_seqlen, attend)
+        states = [hidden] if keep_states else None
+        if cache is None:
+            checkpointing = self.gradient_checkpointing and self.training
+            hidden = run_blocks(
+                self.layers, hidden, batch.cu_seqlens, batch.max_seqlen, checkpointing=checkpointing, states=states
+            )
+        else:
+            step = cache.append(batch)
+            for i, layer in enumerate(self.layers):
+                hidden = layer(hidden, batch.cu_seqlens, batch.max_seqlen, step.layer(i))
+                if states is not None:
+                    states.append(hidden)
         hidden = self.norm(hidden)
-        return hidden, (*states, hidden) if keep_states else None
+        return hidden, None if states is None else (*states[:-1], hidden)
 
     def extra_repr(self) -> str:
         return f"dtype={self.dtype}, device={self.device}, precision={self.precision!r}"

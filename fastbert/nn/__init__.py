@@ -22,7 +22,7 @@ from fastbert.nn.block import (
 )
 from fastbert.nn.embeddings import Embeddings
 from fastbert.nn.init import initialize
-from fastbert.nn.layer import FeedForward, TransformerBlock
+from fastbert.nn.layer import FeedForward, TransformerBlock, run_blocks
 from fastbert.nn.loss import CrossEntropyLoss, LinearCrossEntropyLoss
 from fastbert.nn.multihead import MultiheadAttention
 from fastbert.nn.norm import LayerNorm, RMSNorm
@@ -65,6 +65,7 @@ __all__ = [
     "TransformerEncoderLayer",
     "check_precision",
     "initialize",
+    "run_blocks",
     "self_attention",
     "transformer_block",
     "transformer_block_by_modules",

@@ -7,7 +7,7 @@ Shapes: ``x [total, hidden]``, ``cu_seqlens`` int32 ``[batch + 1]``, ``max_seqle
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from fastbert.nn.attention import (
     attend_to_memory,
     attend_to_self,
 )
-from fastbert.ops.block import whole_block
+from fastbert.ops.block import whole_blocks
 
 PRECISIONS: dict[str, str] = {
     "fp32": "everything in the parameters' dtype, sums in float32",
@@ -149,6 +149,32 @@ def self_attention(
     return attend_to_self(products, num_heads, attend, rotation)
 
 
+def as_whole(weights: BlockWeights, options: BlockOptions) -> tuple[Any, Any, Any]:
+    """Matrices, vectors and settings, as fastbert.cpu.block takes them."""
+    qkv_weights, qkv_biases = _parts(weights.qkv_weight, weights.qkv_bias)
+    return (
+        (*qkv_weights, weights.out_weight, weights.up_weight, weights.down_weight),
+        (
+            *qkv_biases,
+            weights.out_bias,
+            weights.up_bias,
+            weights.down_bias,
+            weights.attention_norm_weight,
+            weights.attention_norm_bias,
+            weights.feed_forward_norm_weight,
+            weights.feed_forward_norm_bias,
+        ),
+        (
+            options.num_heads,
+            options.activation,
+            options.eps,
+            options.norm_first,
+            options.causal,
+            options.precision,
+        ),
+    )
+
+
 def transformer_block(
     x: Tensor,  # [total, hidden]
     cu_seqlens: Tensor,  # int32 [batch + 1]
@@ -192,29 +218,7 @@ def transformer_block(
     simple = attention_bias is None and rotation is None and attend is None and cross is None
     dropouts = (dropout_p, attention_dropout_p, feed_forward_dropout_p, activation_dropout_p)
     if simple and not any(dropouts) and x.is_cpu:
-        qkv_weights, qkv_biases = _parts(weights.qkv_weight, weights.qkv_bias)
-        y = whole_block(
-            x,
-            cu_seqlens,
-            max_seqlen,
-            (*qkv_weights, weights.out_weight, weights.up_weight, weights.down_weight),
-            (
-                *qkv_biases,
-                weights.out_bias,
-                weights.up_bias,
-                weights.down_bias,
-                weights.attention_norm_weight,
-                weights.attention_norm_bias,
-                weights.feed_forward_norm_weight,
-                weights.feed_forward_norm_bias,
-            ),
-            options.num_heads,
-            options.activation,
-            options.eps,
-            options.norm_first,
-            options.causal,
-            options.precision,
-        )
+        y = whole_blocks(x, cu_seqlens, max_seqlen, [as_whole(weights, options)])
         if y is not None:
             return y
     w = weights

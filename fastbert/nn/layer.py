@@ -1,19 +1,22 @@
 """The transformer block as a module: it holds the parameters that ``fastbert.nn.block`` computes with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
+from torch.nn.modules import module as module_globals
+from torch.utils.checkpoint import checkpoint
 
 from fastbert.nn._modules import is_plain, product, weight_and_bias
 from fastbert.nn.attention import Attend, Cross, CrossAttention, CrossWeights, PackedAttention, SelfAttention
-from fastbert.nn.block import BlockOptions, BlockWeights, transformer_block
+from fastbert.nn.block import BlockOptions, BlockWeights, as_whole, transformer_block
 from fastbert.nn.init import initialize
 from fastbert.nn.norm import LayerNorm
 from fastbert.nn.positions import RotaryPositions
+from fastbert.ops.block import whole_blocks
 
 
 class FeedForward(nn.Module):
@@ -260,3 +263,46 @@ class TransformerBlock(nn.Module):
 
     def extra_repr(self) -> str:
         return f"norm_first={self.options.norm_first}, dropout_p={self.dropout_p}, precision={self.precision!r}"
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module],
+    x: Tensor,  # [total, hidden]
+    cu_seqlens: Tensor,  # int32 [batch + 1]
+    max_seqlen: int,
+    *,
+    checkpointing: bool = False,
+    states: list[Tensor] | None = None,
+) -> Tensor:
+    """Every block called in turn, [total, hidden] to [total, hidden]; on a CPU without gradients all of them in one call.
+
+    With ``checkpointing`` a gradient computes each block's activations again instead of keeping them. ``states`` gets the result
+    of every block.
+    """
+    blocks = list(blocks)
+    if x.is_cpu and blocks and states is None and not module_globals._has_any_global_hook():
+        whole = [as_whole(block.weights(), block.options) for block in blocks if _is_whole(block)]
+        y = whole_blocks(x, cu_seqlens, max_seqlen, whole) if len(whole) == len(blocks) else None
+        if y is not None:
+            return y
+    checkpointing = checkpointing and torch.is_grad_enabled()
+    for block in blocks:
+        if checkpointing:
+            x = checkpoint(block, x, cu_seqlens, max_seqlen, use_reentrant=False)
+        else:
+            x = block(x, cu_seqlens, max_seqlen)
+        if states is not None:
+            states.append(x)
+    return x
+
+
+def _is_whole(block: nn.Module) -> TypeGuard[TransformerBlock]:
+    """Whether the block drops nothing out, and calling it is calling ``transformer_block`` and nothing else, to its own tokens."""
+    return (
+        isinstance(block, TransformerBlock)
+        and is_plain(block, TransformerBlock.forward)
+        and block.cross_attention is None
+        and block.attention.rotary is None
+        and not (block.training and (block.dropout_p or block.attention.dropout_p))
+        and not block._changed_parts()
+    )

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fastbert.reference import wide_dtype
+
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -24,6 +26,12 @@ def distinct(*tensors: Tensor) -> tuple[Tensor, ...]:
     if not torch.compiler.is_compiling():
         return tensors
     return tuple(t.view_as(t) if any(t is other for other in tensors[:i]) else t for i, t in enumerate(tensors))
+
+
+def empty_gradients(x: Tensor, needs: Sequence[bool]) -> tuple[Tensor, ...]:
+    """In shape and dtype what the backward pass of rows x gives: dx, then wide sums over rows; [0] for what is not needed."""
+    dx = x.new_empty(x.shape if needs[0] else (0,))
+    return dx, *(x.new_empty(x.shape[-1:] if needed else (0,), dtype=wide_dtype(x)) for needed in needs[1:])
 
 
 def check_tensor(function: str, name: str, x: Any) -> None:

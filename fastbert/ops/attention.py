@@ -351,7 +351,9 @@ def varlen_attention(
         q: [total_q, heads, head_dim].
         k: [total_k, kv_heads, head_dim]; kv_heads divides heads.
         v: [total_k, kv_heads, value_dim].
-        cu_seqlens_q: int32 [batch + 1], 0 and the running sums of the lengths; empty sequences are fine.
+        cu_seqlens_q: int32 [batch + 1], 0 and the running sums of the lengths; empty sequences are fine. They end at the last
+            token; on a GPU, where the host does not look, they may end before it, so that a CUDA graph can run on fewer tokens:
+            those past the last boundary are not read and get zeros, a log-sum-exp of −inf and gradients of zero.
         cu_seqlens_k: as cu_seqlens_q, for the keys.
         max_seqlen_q: at least the longest sequence of q.
         max_seqlen_k: at least the longest sequence of k.
@@ -374,7 +376,8 @@ def varlen_attention(
 
     Raises:
         TypeError: dtypes differ or are not floating point; cu_seqlens is not int32.
-        ValueError: shapes, devices or sequence boundaries do not fit; dropout_p or window_size is out of range.
+        ValueError: shapes or devices do not fit, or, on a CPU and under fastbert.debug(), boundaries that do not cut all tokens
+            into sequences; dropout_p or window_size is out of range.
     """
     function = "varlen_attention"
     q, k, v = autocast_qkv(function, q=q, k=k, v=v)

@@ -1,7 +1,7 @@
-"""A whole transformer block in one call, where nothing asks for its parts."""
+"""Whole transformer blocks in one call, where nothing asks for their parts."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,28 +22,27 @@ def is_watched() -> bool:
     )
 
 
-def whole_block(
+def whole_blocks(
     x: Tensor,  # [total, hidden]
     cu_seqlens: Tensor,  # int32 [batch + 1]
     max_seqlen: int,
-    matrices: tuple[Tensor, ...],
-    vectors: tuple[Tensor | None, ...],
-    *settings: Any,  # fastbert.cpu.block.BlockSettings
+    blocks: Sequence[tuple[tuple[Tensor, ...], tuple[Tensor | None, ...], tuple[Any, ...]]],  # cpu.block.BlockArguments
 ) -> Tensor | None:
-    """The block's result, from ``fastbert.cpu.block``; None where the operations have to be called one by one.
+    """The blocks one after another, from ``fastbert.cpu.block``; None where the operations have to be called one by one.
 
     That is with gradients, under autocast, while something traces, under use_reference(), without the extension, and for
     arguments that the C++ block does not take.
     """
     if is_watched() or type(x) is not Tensor or torch.is_autocast_enabled("cpu") or not answers_with_extension():
         return None
-    if wants_grad(x, *matrices, *vectors):
-        return None
-    return _launcher()(x, cu_seqlens, max_seqlen, matrices, vectors, settings)
+    for matrices, vectors, _ in blocks:
+        if wants_grad(x, *matrices, *vectors):
+            return None
+    return _launcher()(x, cu_seqlens, max_seqlen, blocks)
 
 
 @functools.cache
 def _launcher() -> Callable[..., Tensor | None]:
-    from fastbert.cpu.block import transformer_block  # it imports the extension
+    from fastbert.cpu.block import transformer_blocks  # it imports the extension
 
-    return transformer_block
+    return transformer_blocks

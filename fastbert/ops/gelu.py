@@ -12,12 +12,12 @@ from fastbert.ops._common import (
     check_device,
     check_floating,
     check_vector,
+    empty_gradients,
     or_none,
     parameter_for,
     wants_grad,
 )
 from fastbert.ops._registry import CPU_DTYPES, CUDA_DTYPES, Implementation, Operation, register
-from fastbert.reference import wide_dtype
 
 APPROXIMATIONS = ("none", "tanh", "quick")
 
@@ -28,11 +28,8 @@ def _fake(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
 
 def _fake_backward(
     grad_y: Tensor, x: Tensor, bias: Tensor | None, approximate: str, needs: list[bool]
-) -> tuple[Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape if needs[0] else (0,)),
-        x.new_empty(x.shape[-1:] if needs[1] else (0,), dtype=wide_dtype(x)),
-    )
+) -> tuple[Tensor, ...]:
+    return empty_gradients(x, needs)
 
 
 _forward = register(

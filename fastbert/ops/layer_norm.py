@@ -9,7 +9,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastbert import reference
-from fastbert.ops._common import check_device, check_floating, check_vector, norm_parameters, or_none, wants_grad
+from fastbert.ops._common import (
+    check_device,
+    check_floating,
+    check_vector,
+    empty_gradients,
+    norm_parameters,
+    or_none,
+    wants_grad,
+)
 from fastbert.ops._registry import CPU_DTYPES, CUDA_DTYPES, Implementation, Operation, register
 from fastbert.reference import wide_dtype
 
@@ -24,14 +32,8 @@ def _fake(
 
 def _fake_backward(
     grad_y: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, needs: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    width = x.shape[-1:]
-    wide = wide_dtype(x)
-    return (
-        x.new_empty(x.shape if needs[0] else (0,)),
-        x.new_empty(width if needs[1] else (0,), dtype=wide),
-        x.new_empty(width if needs[2] else (0,), dtype=wide),
-    )
+) -> tuple[Tensor, ...]:
+    return empty_gradients(x, needs)
 
 
 _forward = register(

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastbert import reference
-from fastbert.ops._common import check_floating, or_none, parameter_for, wants_grad
+from fastbert.ops._common import check_floating, empty_gradients, or_none, parameter_for, wants_grad
 from fastbert.ops._registry import CPU_DTYPES, CUDA_DTYPES, Implementation, Operation, register
 from fastbert.ops.layer_norm import check_norm_arguments, rows_to_normalise
 from fastbert.reference import wide_dtype
@@ -20,11 +20,8 @@ def _fake(x: Tensor, weight: Tensor | None, eps: float, save_stats: bool) -> tup
 
 def _fake_backward(
     grad_y: Tensor, x: Tensor, rstd: Tensor, weight: Tensor | None, needs: list[bool]
-) -> tuple[Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape if needs[0] else (0,)),
-        x.new_empty(x.shape[-1:] if needs[1] else (0,), dtype=wide_dtype(x)),
-    )
+) -> tuple[Tensor, ...]:
+    return empty_gradients(x, needs)
 
 
 _forward = register(

@@ -198,8 +198,8 @@ def read_tokenizer_json(path: Path) -> Blueprint:
         pair=pair,
         decoder=_read_decoder(content.get("decoder"), f"{path}: decoder"),
         added_tokens=_read_added_tokens(content.get("added_tokens", []), f"{path}: added_tokens"),
-        truncation=_read_side(content.get("truncation"), f"{path}: truncation"),
-        padding=_read_side(content.get("padding"), f"{path}: padding"),
+        truncation=_read_truncation(content.get("truncation"), f"{path}: truncation"),
+        padding=_read_padding(content.get("padding"), f"{path}: padding"),
     )
 
 
@@ -296,19 +296,55 @@ def _read_decoder(content: Any, where: str) -> tuple[str, bool] | None:
     return _take(content, "prefix", str, where), _take(content, "cleanup", bool, where)
 
 
-def _read_side(content: Any, where: str) -> dict[str, Any] | None:
-    """truncation or padding: kept for saving; transformers takes only the sides and the padding token from them."""
+# Kept for saving: of truncation and padding transformers takes the sides and the padding token alone.
+
+
+def _read_truncation(content: Any, where: str) -> dict[str, Any] | None:
     if content is None:
         return None
+    _check_side(content, where, required=False)
+    _take_one_of(content, "strategy", ("LongestFirst", "OnlyFirst", "OnlySecond"), where)
+    for key in ("max_length", "stride"):
+        _check_not_negative(_take(content, key, int, where), f"{where}.{key}")
+    return content
+
+
+def _read_padding(content: Any, where: str) -> dict[str, Any] | None:
+    if content is None:
+        return None
+    _check_side(content, where, required=True)
+    strategy = _take(content, "strategy", (str, dict), where)
+    if isinstance(strategy, dict):
+        if list(strategy) != ["Fixed"]:
+            raise ValueError(f"{where}.strategy is {strategy!r:.60}; expected BatchLongest or an object with Fixed")
+        _check_not_negative(_take(strategy, "Fixed", int, f"{where}.strategy"), f"{where}.strategy.Fixed")
+    else:
+        _take_one_of(content, "strategy", ("BatchLongest",), where)
+    multiple = _take(content, "pad_to_multiple_of", (int, type(None)), where, None)
+    _check_not_negative(multiple or 0, f"{where}.pad_to_multiple_of")
+    for key in ("pad_id", "pad_type_id"):
+        _check_not_negative(_take(content, key, int, where), f"{where}.{key}")
+    _take(content, "pad_token", str, where)
+    return content
+
+
+def _check_side(content: Any, where: str, required: bool) -> None:
     if not isinstance(content, dict):
         raise ValueError(f"{where} is {content!r:.60}; expected an object or null")
-    _take(content, "strategy", (str, dict), where)
-    side = _take(content, "direction", str, where, "Right")
-    if side not in ("Left", "Right"):
-        raise ValueError(f"{where}.direction is {side!r}; expected Left or Right")
-    _take(content, "pad_token", str, where, None)
-    _take(content, "max_length", int, where, None)
-    return content
+    if required or "direction" in content:
+        _take_one_of(content, "direction", ("Left", "Right"), where)
+
+
+def _take_one_of(content: Mapping[str, Any], key: str, choices: tuple[str, ...], where: str) -> None:
+    value = _take(content, key, str, where)
+    if value not in choices:
+        expected = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
+        raise ValueError(f"{where}.{key} is {value!r:.60}; expected {expected}")
+
+
+def _check_not_negative(value: int, where: str) -> None:
+    if value < 0:
+        raise ValueError(f"{where} is {value}; expected 0 or more")
 
 
 def _read_added_tokens(content: Any, where: str) -> list[tuple[int, AddedToken]]:

@@ -263,13 +263,14 @@ def shape_outputs(
 
 def packed_batch(rows: Any, with_types: bool) -> PackedBatch:
     """Encoded rows end to end, without any padding."""
-    return PackedBatch(
-        torch.from_numpy(rows.packed("input_ids")),
-        torch.from_numpy(rows.cu_seqlens()),
-        rows.longest,
-        torch.from_numpy(rows.packed("position_ids")),
-        torch.from_numpy(rows.packed("token_type_ids")) if with_types else None,
-        rows.lengths().tolist(),
+    values, cu_seqlens, positions, types, lengths = rows.packed_batch(with_types)
+    return PackedBatch.of_valid(
+        values=torch.from_numpy(values),
+        cu_seqlens=torch.from_numpy(cu_seqlens),
+        max_seqlen=rows.longest,
+        position_ids=torch.from_numpy(positions),
+        token_type_ids=None if types is None else torch.from_numpy(types),
+        lengths=lengths,
     )
 
 

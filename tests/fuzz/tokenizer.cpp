@@ -53,10 +53,10 @@ std::vector<int64_t> tokens_of(const WordPiece& tokenizer, const Text& text, con
     try {
         const Encodings found = tokenizer.encode(input, options);
         std::vector<int64_t> out(static_cast<size_t>(found.total()));
-        found.write_packed(Field::input_ids, out.data());
+        found.write_packed({{Field::input_ids, out.data()}});
         if (options.offsets) {
             std::vector<int64_t> spans(2 * out.size());
-            found.write_packed(Field::offset_mapping, spans.data());
+            found.write_packed({{Field::offset_mapping, spans.data()}});
             out.insert(out.end(), spans.begin(), spans.end());
         }
         return out;

@@ -26,6 +26,10 @@ def ids(names):
     return [name.replace(" ", "_") for name in names]
 
 
+def ids_of_lengths(lengths):
+    return "+".join(f"{q}x{k}" for q, k in lengths) or "no_sequences"
+
+
 def test_kernels_are_interpreted():
     assert _launch.INTERPRETED
 
@@ -104,6 +108,22 @@ def test_mask_gradient_splits(blocks, tiles):
     assert (splits - 1) * each < tiles <= splits * each
     assert splits == 1 or splits * blocks <= 8
     assert splits == 1 or blocks < 8
+
+
+def test_mask_gradient_of_very_many_tiles(monkeypatch):
+    """Splits begin past 2**31 tiles: none of them may find its way back to the first."""
+    i = checks.inputs(Case(((33, 40), (33, 40)), mask="additive-b-h-q-k"), torch.float32)
+    out, lse = kernels.attention(i.q, i.k, i.v, *i.arguments, True)
+    call = (i.grad_out, i.q, i.k, i.v, out, lse, *i.arguments, True, True)
+    *_, wanted = kernels.attention_backward(*call)
+    monkeypatch.setattr(_attention_configs, "mask_gradient_splits", lambda *_: (2**31 - 1, 3))
+    *_, actual = kernels.attention_backward(*call)
+    torch.testing.assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize("lengths", [((33, 65), (5, 5)), ((17, 30), (0, 9)), ((0, 0),), ()], ids=ids_of_lengths)
+def test_rows_past_the_end(lengths):
+    checks.check_rows_past_the_end(kernels, lengths, torch.float32)
 
 
 @dtypes

@@ -98,7 +98,7 @@ class _Peer:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """transformers draws a progress bar over every checkpoint; ours is drawn by the command line."""
     from transformers.utils import logging
 
@@ -117,7 +117,7 @@ def _quiet_transformers() -> Iterator[None]:
 def _peer(folder: Path, device: str, attention: str, dtype: torch.dtype) -> _Peer:
     from transformers import AutoModel
 
-    with _quiet_transformers():
+    with quiet_transformers():
         model = AutoModel.from_pretrained(folder, attn_implementation=attention, dtype=dtype)
     return _Peer(model.eval().to(device), load_encoder(folder, device).pooling)
 
@@ -340,7 +340,7 @@ def _sentence_transformers(folder: Path, device: str) -> Any:
 
 @functools.cache
 def _sentence_transformers_model(folder: Path, device: str) -> Any:
-    with _quiet_transformers():
+    with quiet_transformers():
         from sentence_transformers import SentenceTransformer
 
         return SentenceTransformer(

@@ -1,8 +1,4 @@
-"""fastbert's tokenizer as one of transformers': for a Trainer, a pipeline, a data collator or a SentenceTransformer.
-
-from fastbert.integrations.transformers import FastBertTokenizer
-tokenizer = FastBertTokenizer.from_pretrained("google-bert/bert-base-uncased")
-"""
+"""fastbert's tokenizer as one of transformers': for a Trainer, a pipeline, a data collator or a SentenceTransformer."""
 
 import os
 from types import SimpleNamespace

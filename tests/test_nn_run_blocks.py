@@ -1,0 +1,179 @@
+"""All blocks of a model in one call: what the blocks give one after another, and whoever watches or changes one has his say."""
+
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as module_globals
+
+import fastbert
+from fastbert.nn import PRECISIONS, TransformerBlock, run_blocks
+
+CU_SEQLENS = torch.tensor([0, 5, 5, 22, 41], dtype=torch.int32)
+VARIANTS = {
+    "post": {},
+    "pre": {"norm_first": True, "causal": True, "activation": "gelu_tanh"},
+    "no-bias": {"bias": False, "activation": "silu"},
+}
+
+
+def _blocks(count: int = 3, hidden: int = 96, **options) -> tuple[nn.ModuleList, Tensor]:
+    """Large enough for several threads."""
+    blocks = nn.ModuleList(TransformerBlock(hidden, 3, 4 * hidden, eps=1e-5, **options) for _ in range(count)).eval()
+    for parameter in blocks.parameters():
+        nn.init.normal_(parameter, 0.0, 0.1)
+    return blocks, torch.randn(41, hidden)
+
+
+@torch.no_grad()
+def _together(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+    return run_blocks(blocks, x, CU_SEQLENS, 19)
+
+
+@torch.no_grad()
+def _in_turn(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x, CU_SEQLENS, 19)
+    return x
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[int]:
+    """How many blocks each C++ call ran."""
+    extension = pytest.importorskip("fastbert._C", reason="the extension is not built")
+    seen: list[int] = []
+    run = extension.run_blocks
+    monkeypatch.setattr(
+        extension, "run_blocks", lambda blocks, *rest: (seen.append(len(blocks)), run(blocks, *rest))[1]
+    )
+    return seen
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("count", [1, 2, 3], ids="threads-{}".format)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bit_for_bit_the_blocks_in_turn(isa, variant, precision, count):
+    torch.set_num_threads(count)
+    blocks, x = _blocks(precision=precision, **VARIANTS[variant])
+    before = x.clone()
+    assert torch.equal(_together(blocks, x), _in_turn(blocks, x))
+    assert torch.equal(x, before)
+
+
+def test_one_call_runs_them_all(calls):
+    blocks, x = _blocks()
+    _together(blocks, x)
+    assert calls == [3]
+
+
+def test_no_blocks_and_no_tokens():
+    blocks, x = _blocks()
+    assert run_blocks([], x, CU_SEQLENS, 19) is x
+    nothing = torch.zeros(3, dtype=torch.int32)
+    with torch.no_grad():
+        assert run_blocks(blocks, x[:0], nothing, 0).shape == (0, 96)
+
+
+def test_a_hook_of_one_block_is_called(calls):
+    blocks, x = _blocks()
+    expected = _together(blocks, x)
+    seen = []
+    blocks[1].register_forward_hook(lambda module, arguments, result: seen.append(module))
+    assert torch.equal(_together(blocks, x), expected)
+    assert seen == [blocks[1]] and calls == [3, 1, 1, 1]
+
+
+def test_a_hook_of_all_modules_is_called():
+    blocks, x = _blocks()
+    expected = _together(blocks, x)
+    seen = []
+    handle = module_globals.register_module_forward_hook(lambda module, arguments, result: seen.append(module))
+    try:
+        assert torch.equal(_together(blocks, x), expected)
+    finally:
+        handle.remove()
+    assert seen == list(blocks)
+
+
+def test_a_module_of_another_kind_among_them():
+    blocks, x = _blocks()
+    expected = 2.0 * _in_turn(blocks, x)
+
+    class Doubling(nn.Module):
+        def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+            return 2.0 * x
+
+    assert torch.equal(_together(nn.ModuleList([*blocks, Doubling()]), x), expected)
+
+
+def test_a_weight_of_the_last_block_changed_behind_its_version():
+    blocks, x = _blocks()
+    _together(blocks, x)
+    blocks[2].feed_forward.down.weight.data.mul_(2.0)
+    actual = _together(blocks, x)
+    fastbert.drop_packed_weights()
+    assert torch.equal(actual, _in_turn(blocks, x))
+
+
+def test_a_block_of_another_width_raises_what_it_raises_alone():
+    blocks, x = _blocks()
+    other, _ = _blocks(1, 48)
+    with pytest.raises((ValueError, RuntimeError)) as alone:
+        _in_turn(other, x)
+    with pytest.raises(alone.type) as among:
+        _together(nn.ModuleList([*blocks, *other]), x)
+    assert str(among.value) == str(alone.value)
+
+
+def test_dropout_and_gradients_go_block_by_block(calls):
+    blocks, x = _blocks(dropout_p=0.5)
+    with torch.no_grad():
+        run_blocks(blocks.train(), x, CU_SEQLENS, 19)
+    run_blocks(blocks.eval(), x, CU_SEQLENS, 19).sum().backward()
+    assert all(parameter.grad is not None for parameter in blocks.parameters())
+    assert calls == []
+
+
+def test_several_threads_call_at_once():
+    blocks, x = _blocks()
+    inputs = [x * (1.0 + i) for i in range(4)]
+    expected = [_in_turn(blocks, each) for each in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            for actual, wanted in zip(pool.map(lambda each: _together(blocks, each), inputs), expected, strict=True):
+                assert torch.equal(actual, wanted)
+
+
+def test_weights_that_are_dropped_meanwhile_live_on(monkeypatch):
+    extension = pytest.importorskip("fastbert._C", reason="the extension is not built")
+    from fastbert.cpu.packed_weights import all_packed
+
+    blocks, x = _blocks()
+    expected = _in_turn(blocks, x)
+    run, alive = extension.run_blocks, []
+
+    def dropping(*arguments):
+        packed = [weakref.ref(each) for each in all_packed()]
+        fastbert.drop_packed_weights()
+        alive.extend(each() is not None for each in packed)
+        return run(*arguments)
+
+    monkeypatch.setattr(extension, "run_blocks", dropping)
+    assert torch.equal(_together(blocks, x), expected)
+    assert alive == [True] * 12
+
+
+def test_a_model_runs_its_layers_in_one_call(calls):
+    config = fastbert.BertConfig(
+        vocab_size=50, hidden_size=48, num_hidden_layers=4, num_attention_heads=3, intermediate_size=96
+    )
+    model = fastbert.BertModel(config, add_pooling_layer=False).eval()
+    ids = torch.arange(14).view(2, 7)
+    with torch.no_grad():
+        whole = model(ids).last_hidden_state
+        states = model(ids, output_hidden_states=True)
+    assert calls == [4, 1, 1, 1, 1]
+    assert torch.equal(whole, states.last_hidden_state) and len(states.hidden_states) == 5
