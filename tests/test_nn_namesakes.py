@@ -251,6 +251,32 @@ def test_an_encoder_packs_once_and_runs_the_one_block(monkeypatch):
     assert [name for name, _ in seen] == 2 * ["pack"] + 2 * ["transformer_block"] + ["unpack"]
 
 
+@torch.no_grad()
+def test_inference_of_a_stack_asks_for_all_layers_at_once(monkeypatch):
+    asked = []
+    original = transformer.whole_blocks
+    monkeypatch.setattr(transformer, "whole_blocks", lambda *a: asked.append(len(a[3])) or original(*a))
+    _, ours = stacks("Encoder", layers=3, batch_first=True, dtype=torch.float32)
+    x = expected = tokens(dtype=torch.float32)
+    y = ours(x, src_key_padding_mask=PADDING)
+    for layer in ours.layers:
+        expected = layer(expected, src_key_padding_mask=PADDING)
+    torch.testing.assert_close(y, ours.norm(expected).masked_fill(PADDING.unsqueeze(-1), 0.0), rtol=1e-5, atol=1e-5)
+    assert asked == [3]
+    ours.layers[1].dropout.p = 0.5
+    ours.train()(x)
+    assert asked == [3]
+
+
+def test_hooks_on_all_modules_see_all_parts():
+    _, ours = stacks("Encoder", layers=2)
+    before, seen = ours(tokens()), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, given, y: seen.append(type(module)))
+    torch.testing.assert_close(ours(tokens()), before)
+    handle.remove()
+    assert {nn.Linear, fnn.LayerNorm, fnn.MultiheadAttention, fnn.TransformerEncoderLayer} <= set(seen)
+
+
 def test_what_stands_on_padding_does_not_matter():
     _, ours = stacks("Encoder", batch_first=True)
     x = tokens()
