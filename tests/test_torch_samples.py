@@ -23,7 +23,6 @@ from tests.numerics import assert_close_to_exact
 MATCHES = "matches"
 ZEROS_ON_PADDING = "matches on real tokens, zeros on padding"
 FLOAT32_LOSS = "matches, in float32"
-OPTIONS = "not run: with torch's choice of chunks, which is not looked at"
 RANDOM = "dropout: both random, shapes match"
 
 # (relative, absolute), torch.testing.assert_close's.
@@ -162,8 +161,6 @@ def as_ours(layer):
 
 def module_sample(kind, sample, dtype, training, gradients):
     args, kwargs = sample.constructor_input.args, sample.constructor_input.kwargs
-    if kwargs.get("options") is not None:
-        return OPTIONS
     takes = inspect.signature(kind.__init__).parameters
     if dtype is not None and ("dtype" in takes) and "dtype" not in kwargs:
         kwargs = {**kwargs, "dtype": dtype}
