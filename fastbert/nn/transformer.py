@@ -37,7 +37,8 @@ from fastbert.nn._plan import (
     zeros_on_padding,
 )
 from fastbert.nn.attention import Cross, PackedAttention, PaddedAttention
-from fastbert.nn.block import transformer_block
+from fastbert.nn.block import as_whole, transformer_block
+from fastbert.ops.block import whole_blocks
 
 
 class TransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -171,6 +172,13 @@ class TransformerEncoder(nn.TransformerEncoder):
             return zeros_on_padding(x, src_key_padding_mask, first.self_attn.batch_first)
         rows, attend = _enter_encoder(first, src, ("mask", mask), src_key_padding_mask, is_causal)
         x = rows.values
+        whole: Tensor | None = None
+        if attend is None and x.is_cpu and not any(any(plan[1:]) for plan in plans):  # nothing is dropped
+            parts = zip(self.layers, plans, strict=True)
+            blocks = [as_whole(block_weights(layer, layer.norm2), plan.options) for layer, plan in parts]
+            whole = whole_blocks(x, rows.cu_seqlens, rows.max_seqlen, blocks)
+        if whole is not None:
+            return through_norm(self.norm, rows, whole)
         for layer, plan in zip(self.layers, plans, strict=True):
             x = layer._run(x, rows, attend, plan)
         return through_norm(self.norm, rows, x)
