@@ -22,64 +22,100 @@ FASTBERT_INLINE int64_t whole_vectors(int64_t width) {
     return (width + kLanes - 1) / kLanes * kLanes;
 }
 
-// One thread's memory.
+// One thread's memory. Steps are elements, or pairs of them: see the products.
 struct Workspace {
-    float* keys;        // [seq_k, head_dim]
-    float* values;      // [seq_k, value_dim]
+    float* keys;        // [seq_k, steps of head_dim]
+    float* values;      // [seq_k, steps of value_dim]
+    float* key_steps;   // [steps of seq_k, head_dim]
     float* dk;          // [seq_k, whole vectors of head_dim]
     float* dv;          // [seq_k, whole vectors of value_dim]
-    float* q_rows;      // panels of rows of queries
+    float* q_rows;      // panels of steps of queries
     float* grad_rows;   // and of the result's gradient
-    float* q_lanes;     // [head_dim, tile]
-    float* grad_lanes;  // [value_dim, tile]
-    float* dq;          // [head_dim, tile]
+    float* q_lanes;     // [steps of head_dim, tile]
+    float* grad_lanes;  // [steps of value_dim, tile]
+    float* dq;          // [head_dim, tile]; before, out: [steps of value_dim, tile]
     float* weights;     // [kKeyBlock, tile]: logits, then weights
     float* dlogits;     // [kKeyBlock, tile]: the weights' gradients, then the logits'
+    float* steps;       // [steps of kKeyBlock, tile]: the logits' gradients once more
     float* extra;       // [kKeyBlock, tile]: the mask, then dropout's factors
     int64_t bytes;
 };
 
+template <class Product>
 FASTBERT_INLINE Workspace divide(const Attention& a, char* memory) {
+    constexpr bool pairs = Product::kElements > 1;
     const int64_t key_columns = whole_vectors(a.head_dim), value_columns = whole_vectors(a.value_dim);
+    const int64_t key_steps = steps_of<Product>(a.head_dim), value_steps = steps_of<Product>(a.value_dim);
     const bool has_extra = a.mask_kind != kNoMask || a.dropout.on;
-    const int64_t sizes[12] = {
-        a.longest_k * a.head_dim,    a.longest_k * a.value_dim, a.longest_k * key_columns,
-        a.longest_k * value_columns, kTile * key_columns,       kTile * value_columns,
-        kTile * a.head_dim,          kTile * a.value_dim,       kTile * a.head_dim,
-        kTile * kKeyBlock,           kTile * kKeyBlock,         has_extra ? kTile * kKeyBlock : 0,
+    const int64_t sizes[14] = {
+        a.longest_k * key_steps,
+        a.longest_k * value_steps,
+        pairs ? steps_of<Product>(a.longest_k) * a.head_dim : 0,
+        a.longest_k * key_columns,
+        a.longest_k * value_columns,
+        steps_of<Product>(kTile) * key_columns,
+        steps_of<Product>(kTile) * value_columns,
+        key_steps * kTile,
+        value_steps * kTile,
+        (a.head_dim > value_steps ? a.head_dim : value_steps) * kTile,
+        kKeyBlock * kTile,
+        kKeyBlock * kTile,
+        pairs ? steps_of<Product>(kKeyBlock) * kTile : 0,
+        has_extra ? kKeyBlock * kTile : 0,
     };
-    float* parts[12];
+    float* parts[14];
     int64_t offset = 0;
-    for (int i = 0; i < 12; ++i) {
+    for (int i = 0; i < 14; ++i) {
         parts[i] = (float*)((uintptr_t)memory + (uintptr_t)offset);
         offset += aligned_bytes(sizes[i]);
     }
-    return {parts[0], parts[1], parts[2], parts[3],  parts[4],  parts[5], parts[6],
-            parts[7], parts[8], parts[9], parts[10], parts[11], offset};
+    if (!pairs) {
+        parts[2] = parts[0];
+        parts[12] = parts[11];
+    }
+    return {parts[0], parts[1], parts[2],  parts[3],  parts[4],  parts[5],  parts[6], parts[7],
+            parts[8], parts[9], parts[10], parts[11], parts[12], parts[13], offset};
 }
 
-// Rows [count, width] in panels of up to kTileVectors vectors of columns, each [count, vectors]. Behind the width are
-// zeros.
+// Step `step` of rows [count, width], at `column`.
 template <class T>
+FASTBERT_INLINE vfloat load_row(Floats, const T* rows, int64_t token, int64_t element, int step, int, int64_t column,
+                                int64_t width) {
+    return load_steps(Floats{}, rows + step * token, element, column, width, lanes_of(width - column));
+}
+
+#if defined(__AVX512BF16__)
+FASTBERT_INLINE vfloat load_row(Pairs, const bfloat16* rows, int64_t token, int64_t element, int step, int count,
+                                int64_t column, int64_t width) {
+    const vuint even = (vuint)load_row(Floats{}, rows, token, element, 2 * step, count, column, width) >> 16;
+    vuint odd = {};
+    if (2 * step + 1 < count) odd = (vuint)load_row(Floats{}, rows, token, element, 2 * step + 1, count, column, width);
+    return (vfloat)(even | odd);
+}
+#endif
+
+// Rows [count, width] in panels of up to kTileVectors vectors of columns, each [steps, vectors]. Behind the width are
+// zeros.
+template <class Product, class T>
 static __attribute__((noinline)) void pack_rows(const T* rows, int64_t token, int64_t element, int count, int64_t width,
                                                 float* out) {
+    const int steps = (int)steps_of<Product>(count);
     for (int64_t panel = 0; panel < width; panel += kTile) {
-        for (int i = 0; i < count; ++i) {
+        for (int i = 0; i < steps; ++i) {
             for (int64_t column = panel; column < width && column < panel + kTile; column += kLanes) {
-                const T* const row = rows + i * token;
-                store(out, load_steps(Floats{}, row, element, column, width, lanes_of(width - column)));
+                store(out, load_row(Product{}, rows, token, element, i, count, column, width));
                 out += kLanes;
             }
         }
     }
 }
 
-// N rows of sums += Σ_i weights[n, i] * rows[i], of one panel.
-template <int V, int N>
-FASTBERT_INLINE void add_rows(const float* rows, int count, const float* weights, int64_t weights_row, float* sums,
+// N rows of sums += Σ_i weights[n, i] * rows[i] over the steps i, of one panel.
+template <class Product, int V, int N>
+FASTBERT_INLINE void add_rows(const float* rows, int64_t steps, const float* weights, int64_t weights_row, float* sums,
                               int64_t sums_row) {
     vfloat sum[N][V] = {};
-    accumulate<Floats, V, N>(rows, (const char*)weights, weights_row * 4, 4, count, sum);
+    accumulate<Product, V, N>(rows, (const char*)weights, weights_row * 4, 4, steps, sum);
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
 #pragma GCC unroll 8
@@ -90,50 +126,51 @@ FASTBERT_INLINE void add_rows(const float* rows, int count, const float* weights
     }
 }
 
-template <int V, int N>
-FASTBERT_INLINE void add_rows_rest(const float* rows, int count, const float* weights, int64_t weights_row, int keys,
-                                   float* sums, int64_t sums_row) {
+template <class Product, int V, int N>
+FASTBERT_INLINE void add_rows_rest(const float* rows, int64_t steps, const float* weights, int64_t weights_row,
+                                   int keys, float* sums, int64_t sums_row) {
     if constexpr (N > 0) {
         if (keys == N) {
-            add_rows<V, N>(rows, count, weights, weights_row, sums, sums_row);
+            add_rows<Product, V, N>(rows, steps, weights, weights_row, sums, sums_row);
         } else {
-            add_rows_rest<V, N - 1>(rows, count, weights, weights_row, keys, sums, sums_row);
+            add_rows_rest<Product, V, N - 1>(rows, steps, weights, weights_row, keys, sums, sums_row);
         }
     }
 }
 
-template <int V>
-static __attribute__((noinline)) void add_panel(const float* rows, int count, const float* weights, int64_t weights_row,
-                                                int keys, float* sums, int64_t sums_row) {
+template <class Product, int V>
+static __attribute__((noinline)) void add_panel(const float* rows, int64_t steps, const float* weights,
+                                                int64_t weights_row, int keys, float* sums, int64_t sums_row) {
     for (; keys >= kKeysAtOnce; keys -= kKeysAtOnce) {
-        add_rows<V, kKeysAtOnce>(rows, count, weights, weights_row, sums, sums_row);
+        add_rows<Product, V, kKeysAtOnce>(rows, steps, weights, weights_row, sums, sums_row);
         weights += kKeysAtOnce * weights_row;
         sums += kKeysAtOnce * sums_row;
     }
-    add_rows_rest<V, kKeysAtOnce - 1>(rows, count, weights, weights_row, keys, sums, sums_row);
+    add_rows_rest<Product, V, kKeysAtOnce - 1>(rows, steps, weights, weights_row, keys, sums, sums_row);
 }
 
-// sums [keys, whole vectors of width] += weights [keys, weights_row], of which `count` count, * rows, in panels.
-FASTBERT_INLINE void add_row_block(const float* rows, int count, int64_t width, const float* weights,
+// sums [keys, whole vectors of width] += weights [keys, weights_row], of which `steps` count, * rows, in panels.
+template <class Product>
+FASTBERT_INLINE void add_row_block(const float* rows, int64_t steps, int64_t width, const float* weights,
                                    int64_t weights_row, int keys, float* sums) {
     const int64_t columns = whole_vectors(width);
     for (int64_t panel = 0; panel < columns; panel += kTile) {
         switch ((columns - panel) / kLanes) {
             case 1:
-                add_panel<1>(rows, count, weights, weights_row, keys, sums + panel, columns);
+                add_panel<Product, 1>(rows, steps, weights, weights_row, keys, sums + panel, columns);
                 break;
 #if defined(__AVX512F__)
             case 2:
-                add_panel<2>(rows, count, weights, weights_row, keys, sums + panel, columns);
+                add_panel<Product, 2>(rows, steps, weights, weights_row, keys, sums + panel, columns);
                 break;
             case 3:
-                add_panel<3>(rows, count, weights, weights_row, keys, sums + panel, columns);
+                add_panel<Product, 3>(rows, steps, weights, weights_row, keys, sums + panel, columns);
                 break;
 #endif
             default:
-                add_panel<kTileVectors>(rows, count, weights, weights_row, keys, sums + panel, columns);
+                add_panel<Product, kTileVectors>(rows, steps, weights, weights_row, keys, sums + panel, columns);
         }
-        rows += count * kTile;
+        rows += steps * kTile;
     }
 }
 
@@ -144,36 +181,37 @@ struct RowValues {
     vfloat delta[V];  // Σ dO O = Σ_j P_ij dP_ij
 };
 
-// D of each row of `out`, and of the rows of grad_out in panels.
-template <int V, class T>
-static __attribute__((noinline)) void find_delta(const float* grad_rows, const T* out, int64_t token, int count,
-                                                 int64_t width, vfloat (&delta)[V]) {
-    vfloat found[V] = {};
-    for (int i = 0; i < count; ++i) {
-        vfloat sum = {};
-        for (int64_t column = 0; column < width; column += kLanes) {
-            const int64_t panel = column / kTile * kTile;
-            const int64_t columns = width - panel < kTile ? whole_vectors(width - panel) : kTile;
-            const float* const grad = grad_rows + panel * count + i * columns + (column - panel);
-            const int part = lanes_of(width - column);
-            sum = fma(load(grad), load_steps(Floats{}, out + i * token, 1, column, width, part), sum);
+// D of each row, from [steps, V vectors] of grad and out, rounded as the weights' gradients are: where one key has all
+// the weight, nothing is left of their difference.
+template <class Product, int V>
+static __attribute__((noinline)) void find_delta(const float* grad, const float* out, int64_t steps,
+                                                 vfloat (&delta)[V]) {
+    for (int v = 0; v < V; ++v) {
+        vfloat total = {};
+        for (int64_t chain = 0; chain < steps; chain += kChainSteps) {
+            vfloat sum = {};
+            for (int64_t i = chain; i < steps && i < chain + kChainSteps; ++i) {
+                const int64_t at = (i * V + v) * kLanes;
+                sum = Product::step(load(grad + at), load(out + at), sum);
+            }
+            total = chain ? sum + total : sum;
         }
-        found[i / kLanes][i % kLanes] = sum_of_lanes(sum);
+        delta[v] = total;
     }
-    for (int v = 0; v < V; ++v) delta[v] = found[v];
 }
 
-template <int V>
+template <class Product, int V>
 FASTBERT_INLINE void score_keys(const Attention& a, const Tile& t, const Workspace& w, int64_t begin, int count,
                                 bool all_seen, vfloat (&top)[V]) {
     Ahead ahead[4] = {};
-    score_block<Floats, V>(w.q_lanes, (const char*)(w.keys + begin * a.head_dim), a.head_dim * 4, a.head_dim, count,
-                           ahead, w.weights, top);
+    const int64_t steps = steps_of<Product>(a.head_dim);
+    score_block<Product, V>(w.q_lanes, (const char*)(w.keys + begin * steps), steps * 4, steps, count, ahead, w.weights,
+                            top);
     if (!all_seen || t.natural || t.mask) mask_scores<V>(a, t, begin, count, w.weights, w.extra, top);
 }
 
 // The rows' maxima and sums, as the forward pass finds them.
-template <int V>
+template <class Product, int V>
 static __attribute__((noinline)) void find_statistics(const Attention& a, const Sequence& s, const Tile& t,
                                                       const Workspace& w, vfloat (&maxima)[V], vfloat (&sums)[V]) {
     vfloat most[V], total[V] = {};
@@ -184,7 +222,7 @@ static __attribute__((noinline)) void find_statistics(const Attention& a, const 
         const Seen seen = seen_of(t, begin, count);
         if (!seen.some) continue;
         vfloat top[V];
-        score_keys<V>(a, t, w, begin, count, seen.all, top);
+        score_keys<Product, V>(a, t, w, begin, count, seen.all, top);
         for (int v = 0; v < V; ++v) {
             const vfloat before = most[v];
             most[v] = maximum(top[v], before);
@@ -201,7 +239,7 @@ static __attribute__((noinline)) void find_statistics(const Attention& a, const 
     }
 }
 
-template <int V>
+template <class Product, int V>
 FASTBERT_INLINE void find_weights(const Attention& a, const Sequence& s, int64_t head, const Tile& t,
                                   const Workspace& w, RowValues<V>& row) {
     const float* const lse = a.lse + s.index * a.lse_batch + head * a.lse_head + s.first_q + t.first;
@@ -218,7 +256,7 @@ FASTBERT_INLINE void find_weights(const Attention& a, const Sequence& s, int64_t
     }
     if (any(large)) {
         vfloat sums[V];
-        find_statistics<V>(a, s, t, w, row.top, sums);
+        find_statistics<Product, V>(a, s, t, w, row.top, sums);
         for (int v = 0; v < V; ++v) row.factor[v] = 1.0f / sums[v];
     }
     for (int v = 0; v < V; ++v) {
@@ -253,6 +291,37 @@ static __attribute__((noinline)) void differentiate(float* scores, float* gradie
     }
 }
 
+// Weights and logits' gradients [keys, V vectors] as elements of products: as they stand, and [steps of keys, V
+// vectors].
+template <int V>
+FASTBERT_INLINE void make_steps(Floats, float*, float*, int, int, float*) {}
+
+#if defined(__AVX512BF16__)
+template <int V>
+static __attribute__((noinline)) void make_steps(Pairs, float* weights, float* dlogits, int keys, int count,
+                                                 float* steps) {
+    const vfloat none = {};
+    for (int key = 0; key < keys; key += 2) {
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) {
+            // Lanes behind the count may be no numbers, and the last of an odd number counts in its pair.
+            const vint valid = lanes_below(count - v * kLanes);
+            const int even = key * V * kLanes, odd = even + V * kLanes;
+            const vfloat ds = where(valid, load(dlogits + even + v * kLanes));
+            const vfloat next = key + 1 < keys ? where(valid, load(dlogits + odd + v * kLanes)) : none;
+            store(steps + (key / 2 * V + v) * kLanes, pairs_of(ds, next));
+            store_lanes((bfloat16*)(dlogits + even) + v * kLanes, ds, kLanes);
+            store_lanes((bfloat16*)(weights + even) + v * kLanes, where(valid, load(weights + even + v * kLanes)),
+                        kLanes);
+            if (key + 1 == keys) continue;
+            store_lanes((bfloat16*)(dlogits + odd) + v * kLanes, next, kLanes);
+            store_lanes((bfloat16*)(weights + odd) + v * kLanes, where(valid, load(weights + odd + v * kLanes)),
+                        kLanes);
+        }
+    }
+}
+#endif
+
 template <int V>
 static __attribute__((noinline)) void add_mask_gradient(const AttentionBackward& b, const Sequence& s, int64_t head,
                                                         const Tile& t, int64_t begin, int count, const float* dlogits) {
@@ -278,7 +347,7 @@ static __attribute__((noinline)) void add_mask_gradient(const AttentionBackward&
     }
 }
 
-template <class T, int V>
+template <class Product, class T, int V>
 static void backward_tile(const AttentionBackward& b, const Sequence& s, int64_t head, const Tile& t,
                           const Workspace& w) {
     const Attention& a = b.forward;
@@ -287,14 +356,16 @@ static void backward_tile(const AttentionBackward& b, const Sequence& s, int64_t
     const T* grad =
         (const T*)b.grad_out.data + s.index * b.grad_out.batch + head * b.grad_out.head + token * b.grad_out.token;
     const T* out = (const T*)a.out + s.index * a.out_batch + head * a.out_head + token * a.out_token;
-    pack_rows(q, a.q.token, a.q.element, t.count, a.head_dim, w.q_rows);
-    pack_rows(grad, b.grad_out.token, b.grad_out.element, t.count, a.value_dim, w.grad_rows);
-    transpose_queries<Floats, V>(q, a.q.token, a.q.element, t.count, a.head_dim, a.scale < 0 ? Floats::kSign : 0u,
-                                 w.q_lanes);
-    transpose_queries<Floats, V>(grad, b.grad_out.token, b.grad_out.element, t.count, a.value_dim, 0u, w.grad_lanes);
+    pack_rows<Product>(q, a.q.token, a.q.element, t.count, a.head_dim, w.q_rows);
+    pack_rows<Product>(grad, b.grad_out.token, b.grad_out.element, t.count, a.value_dim, w.grad_rows);
+    transpose_queries<Product, V>(q, a.q.token, a.q.element, t.count, a.head_dim, a.scale < 0 ? Product::kSign : 0u,
+                                  w.q_lanes);
+    transpose_queries<Product, V>(grad, b.grad_out.token, b.grad_out.element, t.count, a.value_dim, 0u, w.grad_lanes);
     RowValues<V> row;
-    find_delta<V>(w.grad_rows, out, a.out_token, t.count, a.value_dim, row.delta);
-    find_weights<V>(a, s, head, t, w, row);
+    const int64_t value_steps = steps_of<Product>(a.value_dim), query_steps = steps_of<Product>(t.count);
+    transpose_queries<Product, V>(out, a.out_token, 1, t.count, a.value_dim, 0u, w.dq);
+    find_delta<Product, V>(w.grad_lanes, w.dq, value_steps, row.delta);
+    find_weights<Product, V>(a, s, head, t, w, row);
 
     bool first = true;
     vfloat one[V], top[V];
@@ -304,10 +375,10 @@ static void backward_tile(const AttentionBackward& b, const Sequence& s, int64_t
         const int count = (int)(range.end - begin < kKeyBlock ? range.end - begin : kKeyBlock);
         const Seen seen = seen_of(t, begin, count);
         if (!seen.some) continue;
-        score_keys<V>(a, t, w, begin, count, seen.all, top);
+        score_keys<Product, V>(a, t, w, begin, count, seen.all, top);
         Ahead ahead[4] = {};
-        score_block<Floats, V>(w.grad_lanes, (const char*)(w.values + begin * a.value_dim), a.value_dim * 4,
-                               a.value_dim, count, ahead, w.dlogits, top);
+        score_block<Product, V>(w.grad_lanes, (const char*)(w.values + begin * value_steps), value_steps * 4,
+                                value_steps, count, ahead, w.dlogits, top);
         const float* dropout = nullptr;
         if (a.dropout.on) {
             draw_dropout<V>(a.dropout, t.dropout_row, (a.seq_k + 3) / 4, begin, count, w.extra);
@@ -315,13 +386,14 @@ static void backward_tile(const AttentionBackward& b, const Sequence& s, int64_t
         }
         differentiate<V>(w.weights, w.dlogits, count, row, t.unit, dropout);
         if (b.dmask) add_mask_gradient<V>(b, s, head, t, begin, count, w.dlogits);
-        add_value_block<Floats, V>(w.dlogits, (const char*)(w.keys + begin * a.head_dim), a.head_dim * 4, count,
-                                   a.head_dim, first, one, w.dq);
+        make_steps<V>(Product{}, w.weights, w.dlogits, count, t.count, w.steps);
+        add_value_block<Product, V>(w.steps, (const char*)(w.key_steps + begin / Product::kElements * a.head_dim),
+                                    a.head_dim * 4, steps_of<Product>(count), a.head_dim, first, one, w.dq);
         first = false;
-        add_row_block(w.grad_rows, t.count, a.value_dim, w.weights, V * kLanes, count,
-                      w.dv + begin * whole_vectors(a.value_dim));
-        add_row_block(w.q_rows, t.count, a.head_dim, w.dlogits, V * kLanes, count,
-                      w.dk + begin * whole_vectors(a.head_dim));
+        add_row_block<Product>(w.grad_rows, query_steps, a.value_dim, w.weights, V * kLanes, count,
+                               w.dv + begin * whole_vectors(a.value_dim));
+        add_row_block<Product>(w.q_rows, query_steps, a.head_dim, w.dlogits, V * kLanes, count,
+                               w.dk + begin * whole_vectors(a.head_dim));
     }
     if (first) {
         for (int64_t i = 0; i < a.head_dim * V; ++i) store(w.dq + i * kLanes, vfloat{});
@@ -342,14 +414,15 @@ static void store_gradient(const float* from, float factor, int64_t rows, int64_
     }
 }
 
-template <class T>
+template <class Product, class T>
 static void backward(const AttentionBackward& b, const Sequence& s, int64_t kv_head, char* memory) {
     const Attention& a = b.forward;
-    const Workspace w = divide(a, memory);
+    const Workspace w = divide<Product>(a, memory);
     const T* k = (const T*)a.k.data + s.index * a.k.batch + kv_head * a.k.head + s.first_k * a.k.token;
     const T* v = (const T*)a.v.data + s.index * a.v.batch + kv_head * a.v.head + s.first_k * a.v.token;
-    pack_keys<Floats>(k, a.k.token, a.k.element, s.seq_k, a.head_dim, w.keys);
-    pack_keys<Floats>(v, a.v.token, a.v.element, s.seq_k, a.value_dim, w.values);
+    pack_keys<Product>(k, a.k.token, a.k.element, s.seq_k, a.head_dim, w.keys);
+    pack_keys<Product>(v, a.v.token, a.v.element, s.seq_k, a.value_dim, w.values);
+    if (w.key_steps != w.keys) pack_values(Product{}, k, a.k.token, a.k.element, s.seq_k, a.head_dim, w.key_steps);
     const int64_t key_columns = whole_vectors(a.head_dim), value_columns = whole_vectors(a.value_dim);
     for (int64_t i = 0; i < s.seq_k * key_columns; i += kLanes) store(w.dk + i, vfloat{});
     for (int64_t i = 0; i < s.seq_k * value_columns; i += kLanes) store(w.dv + i, vfloat{});
@@ -361,18 +434,18 @@ static void backward(const AttentionBackward& b, const Sequence& s, int64_t kv_h
             place(a, s, head, s.seq_q, t);
             switch ((t.count + kLanes - 1) / kLanes) {
                 case 1:
-                    backward_tile<T, 1>(b, s, head, t, w);
+                    backward_tile<Product, T, 1>(b, s, head, t, w);
                     break;
 #if defined(__AVX512F__)
                 case 2:
-                    backward_tile<T, 2>(b, s, head, t, w);
+                    backward_tile<Product, T, 2>(b, s, head, t, w);
                     break;
                 case 3:
-                    backward_tile<T, 3>(b, s, head, t, w);
+                    backward_tile<Product, T, 3>(b, s, head, t, w);
                     break;
 #endif
                 default:
-                    backward_tile<T, kTileVectors>(b, s, head, t, w);
+                    backward_tile<Product, T, kTileVectors>(b, s, head, t, w);
             }
         }
     }
@@ -383,8 +456,9 @@ static void backward(const AttentionBackward& b, const Sequence& s, int64_t kv_h
     store_gradient(w.dv, 1.0f, s.seq_k, a.value_dim, dv, b.dv.token);
 }
 
+template <class Product>
 static int64_t workspace(const Attention& a) {
-    return divide(a, nullptr).bytes;
+    return divide<Product>(a, nullptr).bytes;
 }
 
 }  // namespace
@@ -394,8 +468,8 @@ namespace FASTBERT_ISA {
 extern const AttentionBackwardKernels attention_backward_kernels;
 const AttentionBackwardKernels attention_backward_kernels = {
     kTile,
-    {workspace, workspace},
-    {backward<float>, backward<bfloat16>},
+    {workspace<Floats>, workspace<Bfloat16Product>},
+    {backward<Floats, float>, backward<Bfloat16Product, bfloat16>},
 };
 
 }  // namespace FASTBERT_ISA

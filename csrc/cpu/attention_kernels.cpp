@@ -295,12 +295,6 @@ static int64_t workspace(const Attention& a) {
     return divide<Product, T>(a, nullptr).bytes;
 }
 
-#if defined(__AVX512BF16__)
-typedef Pairs Bfloat16Product;
-#else
-typedef Floats Bfloat16Product;
-#endif
-
 }  // namespace
 
 namespace FASTBERT_ISA {

@@ -100,7 +100,7 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As reference.attention_backward, in memory linear in the lengths, but for a mask's gradient, of the mask's size.
 
-    Tensors may have any strides. bfloat16 is computed in float32, and float16 too, from copies.
+    Tensors may have any strides. float16 is computed in float32, from copies.
 
     Raises:
         NotImplementedError: q has another dtype than float32, bfloat16 and float16.

@@ -151,7 +151,7 @@ _backward = register(
             "C++",
             "fastbert.cpu.attention:attention_backward",
             (torch.float32, torch.bfloat16, torch.float16),
-            "bfloat16 and float16 are computed in float32",
+            "float16 is computed in float32",
         ),
         cuda=Implementation("Triton", "fastbert.kernels.attention_backward:attention_backward", CUDA_DTYPES),
     )
