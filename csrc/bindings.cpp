@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/attention.h"
+#include "cpu/attention_backward.h"
 #include "cpu/block.h"
 #include "cpu/cross_entropy.h"
 #include "cpu/dispatch.h"
@@ -148,12 +149,13 @@ AttentionOperand operand(uintptr_t address, const py::tuple& strides) {
     return {pointer<void>(address), 0, at(1), at(0), at(2)};
 }
 
-void attention_binding(int dtype, const py::tuple& shape, uintptr_t q, const py::tuple& q_strides, uintptr_t k,
+// All but its results. Strides as Python gives them.
+Attention attention_of(const py::tuple& shape, uintptr_t q, const py::tuple& q_strides, uintptr_t k,
                        const py::tuple& k_strides, uintptr_t v, const py::tuple& v_strides, uintptr_t cu_seqlens_q,
                        uintptr_t cu_seqlens_k, int mask_kind, uintptr_t mask, const py::tuple& mask_strides,
                        uintptr_t padding, const py::tuple& padding_strides, uintptr_t slopes, int64_t slopes_batch,
                        double scale, int64_t left, int64_t right, bool bottom_right, double dropout_p, int64_t seed,
-                       int64_t offset, uintptr_t out, uintptr_t lse, int threads) {
+                       int64_t offset) {
     Attention a = {};
     const auto size = [&](size_t i) { return shape[i].cast<int64_t>(); };
     a.batch = size(0);
@@ -169,8 +171,6 @@ void attention_binding(int dtype, const py::tuple& shape, uintptr_t q, const py:
     a.q = operand(q, q_strides);
     a.k = operand(k, k_strides);
     a.v = operand(v, v_strides);
-    a.out = pointer<void>(out);
-    a.lse = pointer<float>(lse);
     if (a.cu_seqlens_q) {
         a.out_head = a.value_dim;
         a.out_token = a.heads * a.value_dim;
@@ -203,8 +203,46 @@ void attention_binding(int dtype, const py::tuple& shape, uintptr_t q, const py:
     a.right = right;
     a.bottom_right = bottom_right;
     a.dropout = dropout(dropout_p, seed, offset);
+    return a;
+}
+
+template <class Result, class... Arguments>
+std::tuple<std::decay_t<Arguments>...> as_tuple(Result (*)(Arguments...));
+using AttentionArguments = decltype(as_tuple(&attention_of));
+
+void attention_binding(int dtype, const AttentionArguments& arguments, uintptr_t out, uintptr_t lse, int threads) {
+    Attention a = std::apply(attention_of, arguments);
+    a.out = pointer<void>(out);
+    a.lse = pointer<float>(lse);
     const py::gil_scoped_release unlocked;
     attention(static_cast<Dtype>(dtype), a, threads);
+}
+
+void attention_backward_binding(int dtype, const AttentionArguments& arguments, uintptr_t out, uintptr_t lse,
+                                uintptr_t grad_out, const py::tuple& grad_out_strides, uintptr_t dq, uintptr_t dk,
+                                uintptr_t dv, uintptr_t dmask, const py::tuple& dmask_strides, int threads) {
+    AttentionBackward b = {};
+    Attention& a = b.forward;
+    a = std::apply(attention_of, arguments);
+    a.out = pointer<void>(out);
+    a.lse = pointer<float>(lse);
+    b.grad_out = operand(grad_out, grad_out_strides);
+    const auto gradient = [&](uintptr_t address, int64_t heads, int64_t rows, int64_t width) {
+        if (a.cu_seqlens_q) return AttentionGradient{pointer<void>(address), 0, width, heads * width};
+        return AttentionGradient{pointer<void>(address), heads * rows * width, rows * width, width};
+    };
+    b.dq = gradient(dq, a.heads, a.seq_q, a.head_dim);
+    b.dk = gradient(dk, a.kv_heads, a.seq_k, a.head_dim);
+    b.dv = gradient(dv, a.kv_heads, a.seq_k, a.value_dim);
+    b.dmask = pointer<float>(dmask);
+    if (dmask) {
+        b.dmask_batch = a.cu_seqlens_q ? 0 : dmask_strides[0].cast<int64_t>();  // packed sequences share a mask
+        b.dmask_head = dmask_strides[1].cast<int64_t>();
+        b.dmask_q = dmask_strides[2].cast<int64_t>();
+        b.dmask_k = dmask_strides[3].cast<int64_t>();
+    }
+    const py::gil_scoped_release unlocked;
+    attention_backward(static_cast<Dtype>(dtype), b, threads);
 }
 
 using Vector = std::pair<uintptr_t, int>;                                              // address, dtype
@@ -572,6 +610,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("layer_norm", &layer_norm_binding, unlocked);
     m.def("add_layer_norm", &add_layer_norm_binding, unlocked);
     m.def("attention", &attention_binding);  // these read tuples, then release the lock themselves
+    m.def("attention_backward", &attention_backward_binding);
     m.def("attention_decode", &attention_decode_binding);
     m.def("add_layer_norm_backward", &add_layer_norm_backward_binding, unlocked);
     m.def("linear_packed_bytes", [](int precision, int64_t out, int64_t in) {

@@ -5,7 +5,7 @@ dtypes are 0 for float32 and 1 for bfloat16. Nothing is checked here: call the l
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import numpy
 import numpy.typing
@@ -93,33 +93,46 @@ def add_layer_norm_backward(
     threads: int,
     /,
 ) -> None: ...
-def attention(
+
+AttentionArguments: TypeAlias = tuple[
+    tuple[int, ...],  # batch, heads, kv_heads, seq_q, seq_k, head_dim, value_dim, packed tokens of q
+    int,  # q
+    tuple[int, ...],  # its strides: [batch, head, token, element], packed [token, head, element]
+    int,  # k
+    tuple[int, ...],
+    int,  # v
+    tuple[int, ...],
+    int,  # cu_seqlens_q, 0: dense
+    int,  # cu_seqlens_k
+    int,  # kind of mask: 0 none, 1 uint8, 2 float32
+    int,  # mask
+    tuple[int, ...],  # [batch, head, q, k]
+    int,  # padding
+    tuple[int, ...],  # [batch, k]
+    int,  # slopes
+    int,  # their batch stride
+    float,  # scale
+    int,  # left
+    int,  # right
+    bool,  # bottom_right
+    float,  # dropout_p
+    int,  # seed
+    int,  # offset
+]
+
+def attention(dtype: int, arguments: AttentionArguments, out: int, lse: int, threads: int, /) -> None: ...
+def attention_backward(
     dtype: int,
-    shape: tuple[int, ...],  # batch, heads, kv_heads, seq_q, seq_k, head_dim, value_dim, packed tokens of q
-    q: int,
-    q_strides: tuple[int, ...],  # [batch, head, token, element], packed [token, head, element]
-    k: int,
-    k_strides: tuple[int, ...],
-    v: int,
-    v_strides: tuple[int, ...],
-    cu_seqlens_q: int,  # 0: dense
-    cu_seqlens_k: int,
-    mask_kind: int,  # 0 none, 1 uint8, 2 float32
-    mask: int,
-    mask_strides: tuple[int, ...],  # [batch, head, q, k]
-    padding: int,
-    padding_strides: tuple[int, ...],  # [batch, k]
-    slopes: int,
-    slopes_batch: int,
-    scale: float,
-    left: int,
-    right: int,
-    bottom_right: bool,
-    dropout_p: float,
-    seed: int,
-    offset: int,
+    arguments: AttentionArguments,
     out: int,
     lse: int,
+    grad_out: int,
+    grad_out_strides: tuple[int, ...],
+    dq: int,
+    dk: int,
+    dv: int,
+    dmask: int,
+    dmask_strides: tuple[int, ...],
     threads: int,
     /,
 ) -> None: ...

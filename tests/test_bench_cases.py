@@ -1,5 +1,6 @@
 """The cases themselves: every contender right, and those that are announced the ones that come."""
 
+import itertools
 import warnings
 
 import pytest
@@ -151,8 +152,8 @@ def test_attention_cases_are_for_gpus_or_for_cpus():
     with pytest.raises(CaseUnavailable, match="needs the CPU"):
         CASES["attention/cpu/d64-full-S128-bf16"].prepare(Settings(device="cuda"))
     for pattern in ("full", "causal", "half"):
-        for dtype in ("fp32", "bf16"):
-            case = CASES[f"attention/cpu/d64-{pattern}-S128-{dtype}"]
+        for device, dtype in itertools.product(("cpu", "cpu-training"), ("fp32", "bf16")):
+            case = CASES[f"attention/{device}/d64-{pattern}-S128-{dtype}"]
             checks = case.prepare(Settings()).check()
             assert set(checks) == set(case.contenders) and all(check.passed for check in checks.values()), checks
     assert not any(case.cuda_only for case in select(all_cases()))

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from fastbert import reference
 from tests import attention_checks as checks
 from tests.attention_checks import Case
 from tests.numerics import assert_close_to_exact
@@ -19,7 +19,7 @@ cpu = pytest.importorskip("fastbert.cpu.attention")
 
 operations = SimpleNamespace(
     attention=cpu.attention,
-    attention_backward=reference.attention_backward,
+    attention_backward=cpu.attention_backward,
     attention_decode=cpu.attention_decode,
 )
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -37,21 +37,21 @@ def ids(names):
 @dtypes
 @pytest.mark.parametrize("case", checks.CASES.values(), ids=ids(checks.CASES))
 def test_attention(isa, case, dtype):
-    checks.check(operations, case, dtype, backward=False)
+    checks.check(operations, case, dtype)
 
 
 @dtypes
 @pytest.mark.parametrize("seed", range(24), ids=lambda seed: f"seed{seed}-{checks.random_case(seed).id}")
 def test_random_case(isa, seed, dtype):
     """Twice as long: tiles have up to 64 queries, blocks 64 keys."""
-    checks.check(operations, checks.larger(checks.random_case(seed), 2), dtype, backward=False)
+    checks.check(operations, checks.larger(checks.random_case(seed), 2), dtype)
 
 
 @dtypes
 @pytest.mark.parametrize("head_dim", [1, 3, 16, 17, 31, 33, 64, 80, 96, 128, 256])
 def test_head_dims(isa, head_dim, dtype):
     for value_dim in (head_dim, 7):
-        checks.check(operations, Case(((33, 70),), head_dim=head_dim, value_dim=value_dim), dtype, backward=False)
+        checks.check(operations, Case(((33, 70),), head_dim=head_dim, value_dim=value_dim), dtype)
 
 
 @dtypes
@@ -59,25 +59,29 @@ def test_head_dims(isa, head_dim, dtype):
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 1000])
 def test_lengths(isa, length, right, dtype):
     """Every remainder of a vector, a tile, a block and a group of keys."""
-    checks.check(operations, Case(((length, length),), heads=1, kv_heads=1, right=right), dtype, backward=False)
+    checks.check(operations, Case(((length, length),), heads=1, kv_heads=1, right=right), dtype)
     case = Case(((length, 70), (3, length)), packed=True, heads=1, kv_heads=1, right=right, bottom_right=True)
-    checks.check(operations, case, dtype, backward=False)
+    checks.check(operations, case, dtype)
 
 
 @pytest.mark.parametrize("magnitude", [1e-18, 1e-6, 30.0, 1e6])
 def test_magnitudes(isa, magnitude):
-    checks.check(operations, Case(((70, 130),), magnitude=magnitude), torch.float32, backward=False)
+    """Gradients beside SDPA's, which come from the same sums: of almost one-hot weights almost nothing is left."""
+    case = Case(((70, 130),), magnitude=magnitude)
+    checks.check(operations, case, torch.float32, backward=False)
+    wanted = checks.expected(case, torch.float32, "cpu")
+    i = wanted.inputs
+    leaves = [x.clone().requires_grad_() for x in (i.q, i.k, i.v)]
+    torchs = torch.autograd.grad(F.scaled_dot_product_attention(*leaves), leaves, i.grad_out)
+    for name, actual, exact, own in zip(
+        ("dq", "dk", "dv"), _forward_and_backward(i)[2:], wanted.gradients, torchs, strict=False
+    ):
+        assert_close_to_exact(actual, exact, own, name)
 
 
 @pytest.mark.parametrize("name", ["causal", "padding", "additive mask", "packed, grouped, dropout"])
 def test_float16_is_computed_in_float32(name):
-    checks.check(operations, checks.CASES[name], torch.float16, backward=False)
-
-
-def test_training():
-    """The forward pass here, the gradients from the reference."""
-    for name in ("causal", "additive mask", "packed, grouped, dropout"):
-        checks.check(torch.ops.fastbert, checks.CASES[name], torch.float32)
+    checks.check(operations, checks.CASES[name], torch.float16)
 
 
 def test_weights_are_exact_down_to_the_smallest(isa):
@@ -136,6 +140,8 @@ def test_packed_dropout_mask(isa):
 @dtypes
 def test_not_finite(isa, dtype):
     checks.check_not_finite(operations, dtype)
+    checks.check_infinite_logits_backward(operations, dtype)
+    checks.check_padding_is_not_read(operations, dtype, factor=2)
 
 
 def test_log_sum_exp_of_not_finite_logits(isa):
@@ -162,8 +168,7 @@ def test_masks_of_the_least_number(isa, dtype):
 
 
 def test_strides(isa):
-    forward = SimpleNamespace(attention=cpu.attention, attention_backward=lambda *_: ())
-    checks.check_strides(forward)
+    checks.check_strides(operations)
 
 
 @pytest.mark.parametrize("head_dim", [40, 33])
@@ -188,6 +193,12 @@ def test_packed_equals_dense(isa, dtype):
     assert torch.equal(packed_lse.unflatten(1, (3, 100)).transpose(0, 1), lse)
 
 
+def _forward_and_backward(i: checks.Inputs):
+    out, lse = cpu.attention(i.q, i.k, i.v, *i.arguments, True)
+    gradients = cpu.attention_backward(i.grad_out, i.q, i.k, i.v, out, lse, *i.arguments, i.needs_mask_grad, False)
+    return out, lse, *gradients
+
+
 def _long_among_short(dtype: torch.dtype) -> checks.Inputs:
     lengths = tuple((n, n) for n in (3, 500, 0, 17, 1, 64, 65))
     case = Case(lengths, packed=True, heads=4, head_dim=64, right=0, bottom_right=True, dropout_p=0.1)
@@ -200,24 +211,32 @@ def test_any_number_of_threads_gives_the_same_bits(isa, threads, dtype):
     results = []
     for count in (1, 2, 3, 7):
         torch.set_num_threads(count)
-        results.append(cpu.attention(i.q, i.k, i.v, *i.arguments, True))
+        results.append(_forward_and_backward(i))
     alone, _ = cpu.attention(i.q, i.k, i.v, *i.arguments, False)
     assert torch.equal(alone, results[0][0])
-    for out, lse in results[1:]:
-        assert torch.equal(out, results[0][0]) and torch.equal(lse, results[0][1])
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("mask", ["additive", "additive-b", "additive-h", "additive-b-h-q", "additive-b-k"])
+def test_any_number_of_threads_sums_a_masks_gradient_alike(threads, mask):
+    i = checks.inputs(Case(((130, 140),) * 5, heads=6, kv_heads=3, mask=mask), torch.float32)
+    results = []
+    for count in (1, 2, 7):
+        torch.set_num_threads(count)
+        results.append(_forward_and_backward(i))
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
 def test_python_threads_at_once():
     """The lock is released: several calls run at once, each with its own workspace."""
     many = [checks.inputs(Case(((150, 150),), heads=4), dtype, seed=n) for n in range(4) for dtype in DTYPES.values()]
 
-    def run(i):
-        return cpu.attention(i.q, i.k, i.v, *i.arguments, True)
-
-    wanted = [run(i) for i in many]
+    wanted = [_forward_and_backward(i) for i in many]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(5):
-            for result, expected in zip(pool.map(run, many), wanted, strict=True):
+            for result, expected in zip(pool.map(_forward_and_backward, many), wanted, strict=True):
                 assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
 
 
@@ -247,12 +266,15 @@ def test_memory_is_linear_in_the_length(dtype):
     """The logits alone would be 268 MB."""
     _in_a_new_process(f"""
         import resource, torch
-        from fastbert.cpu.attention import attention
-        masks = (None, None, 0, 0, None, None, None, 0.125, 255, 0, False, 0.0, None, 0, True)
+        from fastbert.cpu.attention import attention, attention_backward
+        masks = (None, None, 0, 0, None, None, None, 0.125, 255, 0, False, 0.0, None, 0)
         q = torch.randn(1, 1, 8192, 64).to({dtype})
-        attention(q[:, :, :64], q, q, *masks)
+        def run(q, k):
+            out, lse = attention(q, k, k, *masks, True)
+            attention_backward(q, q, k, k, out, lse, *masks, False, False)
+        run(q[:, :, :64], q)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        attention(q, q, q, *masks)
+        run(q, q)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # KiB
     """)
 
@@ -313,6 +335,29 @@ ENDS = torch.tensor([0, 3], dtype=torch.int32)
 def test_bad_input(changes, error, message):
     with pytest.raises(error, match=message):
         _call(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(grad_out=OTHER), r"grad_out is \[2, 3, 3, 8\].*expected \[2, 2, 3, 8\]"),
+        (dict(out=torch.ones(2, 2, 3, 8).bfloat16()), r"out is .*torch\.bfloat16"),
+        (dict(lse=torch.ones(2, 3, 2)), r"lse is \[2, 3, 2\].*expected \[2, 2, 3\]"),
+        (dict(k=OTHER, v=OTHER), "attention_backward: .*heads that divide"),
+        (dict(needs_mask_grad=True), "no additive mask"),
+        (dict(attn_mask=torch.ones(3, 3, dtype=torch.bool), needs_mask_grad=True), "no additive mask"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_input_of_the_gradients(changes, message):
+    q = torch.ones(2, 2, 3, 8)
+    tensors = dict(grad_out=q, q=q, k=q, v=q, out=q, lse=torch.ones(2, 2, 3))
+    rest = dict(attn_mask=None, needs_mask_grad=False) | {k: v for k, v in changes.items() if k not in tensors}
+    masks = (None, None, 0, 0, rest["attn_mask"], *PLAIN[5:])
+    with pytest.raises(ValueError, match=message):
+        cpu.attention_backward(
+            *(changes.get(name, x) for name, x in tensors.items()), *masks, rest["needs_mask_grad"], False
+        )
 
 
 @pytest.mark.parametrize(

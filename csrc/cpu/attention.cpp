@@ -14,19 +14,11 @@ FASTBERT_DISPATCH(AttentionKernels, attention_kernels)
 
 namespace {
 
-// Work is counted in pairs of a query and a key, times head_dim + value_dim.
-constexpr int64_t kLeastChunk = 1 << 17;  // below, another thread costs more than it saves
-constexpr int64_t kShares = 4;            // a chunk is a thread's part of what is left, divided by this
-constexpr int64_t kTileKeys = 24;         // a tile's own work, as keys
+constexpr int64_t kShares = 4;  // a chunk is a thread's part of what is left, divided by this
 
 struct Position {
     int64_t sequence, head, query;
 };
-
-int64_t tile_cost(const Attention& a, const Sequence& s, int64_t begin, int64_t tile) {
-    const KeyRange keys = visible_keys(a, s, begin, std::min(begin + tile, s.seq_q));
-    return tile * (keys.end - keys.begin + kTileKeys) * (a.head_dim + a.value_dim);
-}
 
 // Calls visit(position, cost) for every tile, in the order in which they are worked on.
 template <class Visit>
@@ -66,7 +58,7 @@ void attention(Dtype dtype, Attention a, int threads) {
     for_tiles(a, tile, [&](const Position& position, int64_t cost) {
         if (chunk_left <= 0) {
             starts.push_back(position);
-            chunk_left = std::max(kLeastChunk, left / (kShares * std::max(threads, 1)));
+            chunk_left = std::max(kLeastAttentionChunk, left / (kShares * std::max(threads, 1)));
         }
         chunk_left -= cost;
         left -= cost;

@@ -69,6 +69,15 @@ static inline KeyRange visible_keys(const Attention& a, const Sequence& s, int64
     return range;
 }
 
+// Work is counted in pairs of a query and a key, times head_dim + value_dim.
+constexpr int64_t kLeastAttentionChunk = 1 << 17;  // below, another thread costs more than it saves
+constexpr int64_t kTileKeys = 24;                  // a tile's own work, as keys
+
+static inline int64_t tile_cost(const Attention& a, const Sequence& s, int64_t begin, int64_t tile) {
+    const KeyRange keys = visible_keys(a, s, begin, begin + tile < s.seq_q ? begin + tile : s.seq_q);
+    return tile * (keys.end - keys.begin + kTileKeys) * (a.head_dim + a.value_dim);
+}
+
 // Which keys and values lie packed in a thread's workspace.
 struct Panels {
     int64_t sequence, head;  // of keys; -1: none yet

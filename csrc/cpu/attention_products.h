@@ -26,6 +26,7 @@ typedef uint32_t word_at __attribute__((aligned(2), may_alias));
 struct Floats {
     static constexpr int kElements = 1;  // of the sum, in one step
     static constexpr uint32_t kSign = 0x80000000u;
+    FASTBERT_INLINE_MEMBER static vfloat step(vfloat a, vfloat b, vfloat sum) { return fma(a, b, sum); }
     FASTBERT_INLINE_MEMBER static vfloat step(vfloat lanes, const char* at, vfloat sum) {
         return fma(lanes, splat(*(const float*)at), sum);
     }
@@ -36,6 +37,9 @@ struct Floats {
 struct Pairs {
     static constexpr int kElements = 2;
     static constexpr uint32_t kSign = 0x80008000u;
+    FASTBERT_INLINE_MEMBER static vfloat step(vfloat a, vfloat b, vfloat sum) {
+        return (vfloat)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+    }
     FASTBERT_INLINE_MEMBER static vfloat step(vfloat lanes, const char* at, vfloat sum) {
         const vuint pair = splat((uint32_t)*(const word_at*)at);
         return (vfloat)_mm512_dpbf16_ps((__m512)sum, (__m512bh)lanes, (__m512bh)pair);
@@ -49,6 +53,10 @@ FASTBERT_INLINE vfloat pairs_of(vfloat a, vfloat b) {
     for (int i = 0; i < 32; ++i) order[i] = (uint16_t)(i / 2 + 16 * (i % 2));
     return (vfloat)_mm512_permutexvar_epi16((__m512i)order, (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
 }
+
+typedef Pairs Bfloat16Product;
+#else
+typedef Floats Bfloat16Product;
 #endif
 
 // sum[n][v] += Σ_i lanes[i][v] * element(n, i) over `steps` steps.
@@ -280,8 +288,9 @@ static __attribute__((noinline)) void pack_values(Floats, const T* values, int64
 }
 
 #if defined(__AVX512BF16__)
-static __attribute__((noinline)) void pack_values(Pairs, const bfloat16* values, int64_t token, int64_t element,
-                                                  int64_t rows, int64_t width, float* out) {
+[[maybe_unused]] static
+    __attribute__((noinline)) void pack_values(Pairs, const bfloat16* values, int64_t token, int64_t element,
+                                               int64_t rows, int64_t width, float* out) {
     for (int64_t row = 0; row < rows; row += 2, out += width, values += 2 * token) {
         const bool paired = row + 1 < rows;
         int64_t column = 0;

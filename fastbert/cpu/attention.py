@@ -1,5 +1,7 @@
 """Attention, packed and dense, in C++ (csrc/cpu/attention*)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor  # torch comes first: the extension then shares its OpenMP threads
 
@@ -62,76 +64,100 @@ def attention(
         )
         return out.to(torch.float16), lse
     dtype = _dtype_number("attention", q, k, v)
-    shape, kv_shape, value_dim = q.shape, k.shape, v.shape[-1]
-    packed = cu_seqlens_q is not None
-    if packed:
-        cu_seqlens_q, cu_seqlens_k = _boundaries(cu_seqlens_q, cu_seqlens_k)
-        batch = cu_seqlens_q.shape[0] - 1
-        tokens, heads, head_dim = shape
-        kv_heads, seq_q, seq_k = kv_shape[1], max_seqlen_q, max_seqlen_k
-    else:
-        batch, heads, seq_q, head_dim = shape
-        tokens, kv_heads, seq_k = 0, kv_shape[1], kv_shape[2]
-        if kv_shape[0] != batch:
-            raise ValueError(f"attention: q has shape {list(shape)} and k {list(kv_shape)}; batch sizes must be equal")
-    if (
-        kv_shape[-1] != head_dim
-        or head_dim == 0
-        or v.shape[:-1] != kv_shape[:-1]
-        or (kv_heads != heads and (not kv_heads or heads % kv_heads))
-    ):
-        raise ValueError(
-            f"attention: q has shape {list(shape)}, k {list(kv_shape)} and v {list(v.shape)}; k and v must have equal "
-            "tokens and heads, k the head_dim of q, at least 1, and heads that divide those of q"
-        )
+    arguments, _alive = _arguments(
+        "attention", q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, attn_mask, key_padding_mask,
+        alibi_slopes, scale, window_left, window_right, bottom_right, dropout_p, seed, offset,
+    )  # fmt: skip
+    out = _empty_out(q, v.shape[-1])
+    lse = torch.empty(_lse_shape(q), dtype=torch.float32) if save_lse else nothing()
+    _C.attention(dtype, arguments, out.data_ptr(), lse.data_ptr(), torch.get_num_threads())  # 0 when empty
+    return out, lse
 
-    mask_kind = _NO_MASK
-    mask_strides: tuple[int, ...] = ()
-    if attn_mask is not None:
-        mask_shape = (1 if packed else batch, heads, seq_q, seq_k)
-        attn_mask, mask_kind, mask_strides = _mask(attn_mask, mask_shape)
-    padding_strides: tuple[int, ...] = ()
-    if key_padding_mask is not None:
-        if tuple(key_padding_mask.shape) != (batch, seq_k) or packed or key_padding_mask.dtype is not torch.bool:
+
+def attention_backward(
+    grad_out: Tensor,  # as out
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,  # float32, dense [batch, heads, seq_q], packed [heads, total_q]
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    attn_mask: Tensor | None,
+    key_padding_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    scale: float,
+    window_left: int,
+    window_right: int,
+    bottom_right: bool,
+    dropout_p: float,
+    seed: Tensor | None,
+    offset: int,
+    needs_mask_grad: bool,
+    deterministic: bool,  # this is always, and the same for any number of threads
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As reference.attention_backward, in memory linear in the lengths, but for a mask's gradient, of the mask's size.
+
+    Tensors may have any strides. float16 is computed in float32, from copies.
+
+    Raises:
+        NotImplementedError: q has another dtype than float32, bfloat16 and float16.
+        TypeError: dtypes differ.
+        ValueError: shapes do not fit, or the gradient of a mask is wanted that is not additive.
+    """
+    operation = "attention_backward"
+    wanted = q.dtype
+    if wanted is torch.float16:
+        grad_out, q, k, v, out = grad_out.float(), q.float(), k.float(), v.float(), out.float()
+    dtype = _dtype_number(operation, q, k, v)
+    arguments, _alive = _arguments(
+        operation, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, attn_mask, key_padding_mask,
+        alibi_slopes, scale, window_left, window_right, bottom_right, dropout_p, seed, offset,
+    )  # fmt: skip
+    for name, x in (("out", out), ("grad_out", grad_out)):
+        if x.shape != (*q.shape[:-1], v.shape[-1]) or x.dtype is not q.dtype or not x.is_cpu:
             raise ValueError(
-                f"attention: key_padding_mask is {list(key_padding_mask.shape)} {key_padding_mask.dtype}; expected bool "
-                f"{[batch, seq_k]}, of dense sequences"
+                f"{operation}: {name} is {list(x.shape)} {x.dtype} on {x.device}; expected "
+                f"{[*q.shape[:-1], v.shape[-1]]} {q.dtype} on the CPU"
             )
-        padding_strides = key_padding_mask.stride()
-    slopes, slopes_batch = _slopes("attention", alibi_slopes, batch, heads)
-    key = seed_number("attention", dropout_p, seed, offset)
-    out = _empty_out(q, value_dim)
-    lse = torch.empty((heads, tokens) if packed else shape[:-1], dtype=torch.float32) if save_lse else nothing()
-    _C.attention(
+    if tuple(lse.shape) != _lse_shape(q) or lse.dtype is not torch.float32 or not lse.is_cpu:
+        raise ValueError(
+            f"{operation}: lse is {list(lse.shape)} {lse.dtype} on {lse.device}; expected {list(_lse_shape(q))} "
+            "torch.float32 on the CPU: that of the forward pass"
+        )
+    d_mask = nothing()
+    d_mask_strides: tuple[int, ...] = ()
+    if needs_mask_grad:
+        if attn_mask is None or attn_mask.dtype is torch.bool:
+            raise ValueError(f"{operation}: needs_mask_grad is set, and there is no additive mask")
+        d_mask = torch.zeros(attn_mask.shape, dtype=torch.float32)
+        d_mask_strides = d_mask.expand(_logits_shape(q, k, cu_seqlens_q, max_seqlen_q, max_seqlen_k)).stride()
+    if v.shape[-1] == 0:  # no value has a gradient, and no weight
+        return (
+            torch.zeros(q.shape, dtype=wanted),
+            torch.zeros(k.shape, dtype=wanted),
+            v.new_empty(v.shape, dtype=wanted),
+            d_mask,
+        )
+    out, lse = out.contiguous(), lse.contiguous()
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    _C.attention_backward(
         dtype,
-        (batch, heads, kv_heads, seq_q, seq_k, head_dim, value_dim, tokens),
-        q.data_ptr(),
-        q.stride(),
-        k.data_ptr(),
-        k.stride(),
-        v.data_ptr(),
-        v.stride(),
-        address(cu_seqlens_q),
-        address(cu_seqlens_k),
-        mask_kind,
-        address(attn_mask),
-        mask_strides,
-        address(key_padding_mask),
-        padding_strides,
-        address(slopes),
-        slopes_batch,
-        scale,
-        min(window_left, _LARGEST),
-        min(window_right, _LARGEST),
-        bottom_right,
-        dropout_p,
-        key,
-        offset,
+        arguments,
         out.data_ptr(),
-        lse.data_ptr(),  # 0 when empty
+        lse.data_ptr(),
+        grad_out.data_ptr(),
+        grad_out.stride(),
+        dq.data_ptr(),
+        dk.data_ptr(),
+        dv.data_ptr(),
+        d_mask.data_ptr(),
+        d_mask_strides,
         torch.get_num_threads(),
     )
-    return out, lse
+    return dq.to(wanted), dk.to(wanted), dv.to(wanted), d_mask
 
 
 def attention_decode(
@@ -218,19 +244,123 @@ def _dtype_number(operation: str, q: Tensor, k: Tensor, v: Tensor) -> int:
     return number
 
 
-def _boundaries(cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None) -> tuple[Tensor, Tensor]:
+def _arguments(
+    operation: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    attn_mask: Tensor | None,
+    key_padding_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    scale: float,
+    window_left: int,
+    window_right: int,
+    bottom_right: bool,
+    dropout_p: float,
+    seed: Tensor | None,
+    offset: int,
+) -> tuple[Any, tuple[Tensor | None, ...]]:
+    """A checked call as _C.AttentionArguments, and the tensors whose addresses are in it."""
+    shape, kv_shape = q.shape, k.shape
+    packed = cu_seqlens_q is not None
+    if packed:
+        cu_seqlens_q, cu_seqlens_k = _boundaries(operation, cu_seqlens_q, cu_seqlens_k)
+        tokens, _, head_dim = shape
+        kv_heads = kv_shape[1]
+    else:
+        tokens, head_dim, kv_heads = 0, shape[3], kv_shape[1]
+        if kv_shape[0] != shape[0]:
+            raise ValueError(
+                f"{operation}: q has shape {list(shape)} and k {list(kv_shape)}; batch sizes must be equal"
+            )
+    logits_shape = _logits_shape(q, k, cu_seqlens_q, max_seqlen_q, max_seqlen_k)
+    batch, heads, seq_q, seq_k = logits_shape
+    if cu_seqlens_q is not None:
+        batch = cu_seqlens_q.shape[0] - 1
+    if (
+        kv_shape[-1] != head_dim
+        or head_dim == 0
+        or v.shape[:-1] != kv_shape[:-1]
+        or (kv_heads != heads and (not kv_heads or heads % kv_heads))
+    ):
+        raise ValueError(
+            f"{operation}: q has shape {list(shape)}, k {list(kv_shape)} and v {list(v.shape)}; k and v must have equal "
+            "tokens and heads, k the head_dim of q, at least 1, and heads that divide those of q"
+        )
+
+    mask_kind = _NO_MASK
+    mask_strides: tuple[int, ...] = ()
+    if attn_mask is not None:
+        attn_mask, mask_kind, mask_strides = _mask(operation, attn_mask, logits_shape)
+    padding_strides: tuple[int, ...] = ()
+    if key_padding_mask is not None:
+        if tuple(key_padding_mask.shape) != (batch, seq_k) or packed or key_padding_mask.dtype is not torch.bool:
+            raise ValueError(
+                f"{operation}: key_padding_mask is {list(key_padding_mask.shape)} {key_padding_mask.dtype}; expected bool "
+                f"{[batch, seq_k]}, of dense sequences"
+            )
+        padding_strides = key_padding_mask.stride()
+    slopes, slopes_batch = _slopes(operation, alibi_slopes, batch, heads)
+    arguments = (
+        (batch, heads, kv_heads, seq_q, seq_k, head_dim, v.shape[-1], tokens),
+        q.data_ptr(),
+        q.stride(),
+        k.data_ptr(),
+        k.stride(),
+        v.data_ptr(),
+        v.stride(),
+        address(cu_seqlens_q),
+        address(cu_seqlens_k),
+        mask_kind,
+        address(attn_mask),
+        mask_strides,
+        address(key_padding_mask),
+        padding_strides,
+        address(slopes),
+        slopes_batch,
+        scale,
+        min(window_left, _LARGEST),
+        min(window_right, _LARGEST),
+        bottom_right,
+        dropout_p,
+        seed_number(operation, dropout_p, seed, offset),
+        offset,
+    )
+    return arguments, (cu_seqlens_q, cu_seqlens_k, attn_mask, slopes)
+
+
+def _logits_shape(
+    q: Tensor, k: Tensor, cu_seqlens_q: Tensor | None, max_seqlen_q: int, max_seqlen_k: int
+) -> tuple[int, int, int, int]:
+    """That of what a mask is added to: [batch, heads, seq_q, seq_k], of packed sequences, which share one, without batch."""
+    if cu_seqlens_q is None:
+        return q.shape[0], q.shape[1], q.shape[2], k.shape[2]
+    return 1, q.shape[1], max_seqlen_q, max_seqlen_k
+
+
+def _lse_shape(q: Tensor) -> tuple[int, ...]:
+    return tuple(q.shape[:3]) if q.dim() == 4 else (q.shape[1], q.shape[0])
+
+
+def _boundaries(operation: str, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None) -> tuple[Tensor, Tensor]:
     """The boundaries of packed sequences as C++ reads them."""
     if cu_seqlens_q is None or cu_seqlens_k is None or cu_seqlens_q.shape != cu_seqlens_k.shape:
-        raise ValueError("attention: cu_seqlens_q and cu_seqlens_k describe the same batch; expected two of one shape")
+        raise ValueError(
+            f"{operation}: cu_seqlens_q and cu_seqlens_k describe the same batch; expected two of one shape"
+        )
     for x in (cu_seqlens_q, cu_seqlens_k):
         if x.dtype is not torch.int32 or x.dim() != 1 or not x.is_cpu:
             raise ValueError(
-                f"attention: cu_seqlens is {list(x.shape)} {x.dtype} on {x.device}; expected int32 [batch + 1] on the CPU"
+                f"{operation}: cu_seqlens is {list(x.shape)} {x.dtype} on {x.device}; expected int32 [batch + 1] on the CPU"
             )
     return cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
 
 
-def _mask(attn_mask: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, int, tuple[int, ...]]:
+def _mask(operation: str, attn_mask: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, int, tuple[int, ...]]:
     """The mask as C++ reads it, its kind, and its strides in ``shape``, that of the logits."""
     kind = _BOOLEAN
     if attn_mask.dtype is not torch.bool:
@@ -238,7 +368,7 @@ def _mask(attn_mask: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, int, tuple
     try:
         return attn_mask, kind, attn_mask.expand(shape).stride()
     except RuntimeError as error:
-        raise ValueError(f"attention: attn_mask has shape {list(attn_mask.shape)}; expected {list(shape)}") from error
+        raise ValueError(f"{operation}: attn_mask has shape {list(attn_mask.shape)}; expected {list(shape)}") from error
 
 
 def _slopes(operation: str, slopes: Tensor | None, batch: int, heads: int) -> tuple[Tensor | None, int]:

@@ -6,8 +6,10 @@ from torch.nn import Parameter
 
 from fastbert import _C, reference
 from fastbert.cpu._launch import ACTIVATION_NUMBERS, DTYPE_NUMBERS, address, matrix, nothing
+from fastbert.cpu.gelu import bias_gelu_backward
 from fastbert.cpu.packed_weights import PRECISIONS, PackedWeight, is_cacheable, packed_weight
 
+_GELUS = {activation: approximation for approximation, activation in reference.GELU_BY_APPROXIMATION.items()}
 _PRODUCT = {torch.float32: "fp32", torch.bfloat16: "bf16"}  # what a product of tensors of this dtype is, unreduced
 
 
@@ -23,6 +25,23 @@ def linear_act(
         return reference.linear_act(x, weight, bias, activation, save_pre)
     packed = packed_weight(_PRODUCT[x.dtype], weight)
     return multiply(x, packed, bias, activation, None, x.dtype), nothing(x.dtype)
+
+
+def linear_act_backward(
+    grad_y: Tensor,  # [..., out]
+    x: Tensor,  # [..., in]
+    weight: Tensor,  # [out, in]
+    pre: Tensor,  # [..., out]; not read when activation is "none"
+    activation: str,
+    needs: list[bool],  # dx, dweight, dbias
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As reference.linear_act_backward, whose products are torch's; GELU's gradient and the bias's in one pass of ours."""
+    approximation = _GELUS.get(activation)
+    if approximation is None:
+        return reference.linear_act_backward(grad_y, x, weight, pre, activation, needs)
+    d_pre, d_bias = bias_gelu_backward(grad_y, pre, None, approximation, [needs[0] or needs[1], needs[2]])
+    dx, d_weight, _ = reference.linear_act_backward(d_pre, x, weight, pre, "none", [*needs[:2], False])
+    return dx, d_weight, d_bias
 
 
 def linear_residual(

@@ -147,6 +147,12 @@ _backward = register(
         " bool deterministic) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dmask)",
         reference.attention_backward,
         _fake_backward,
+        cpu=Implementation(
+            "C++",
+            "fastbert.cpu.attention:attention_backward",
+            (torch.float32, torch.bfloat16, torch.float16),
+            "float16 is computed in float32",
+        ),
         cuda=Implementation("Triton", "fastbert.kernels.attention_backward:attention_backward", CUDA_DTYPES),
     )
 )

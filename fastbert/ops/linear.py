@@ -74,6 +74,12 @@ _act_backward = register(
         " -> (Tensor dx, Tensor dweight, Tensor dbias)",
         reference.linear_act_backward,
         _fake_act_backward,
+        cpu=Implementation(
+            "C++",
+            "fastbert.cpu.linear:linear_act_backward",
+            CPU_DTYPES,
+            "behind a GELU; products, and what else there is, by torch",
+        ),
     )
 )
 _residual = register(

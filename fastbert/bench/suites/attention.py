@@ -2,14 +2,15 @@
 
 On a GPU against every backend of torch's SDPA and FlexAttention: 16384 tokens of 1024 features whatever the length, bf16,
 forward alone and backward alone; full, causal, and packed with half of the padded positions real. On a CPU against SDPA: the
-twelve heads of 64 of BERT-base, float32 and bf16, forward, beside a matrix product of as many operations. One head of one
-sequence is checked against float64, gradients too: heads do not see each other, so a wrong block shows in any of them.
+twelve heads of 64 of BERT-base, float32 and bf16, forward alone and both as in training, beside a matrix product of as many
+operations. One head of one sequence is checked against float64, gradients too: heads do not see each other, so a wrong block
+shows in any of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,6 +52,7 @@ _CPU_SDPA = {"torch SDPA": SDPBackend.FLASH_ATTENTION}  # its only one in blocks
 _LIMIT = "one matrix product of as many operations"
 _LIMIT_WIDTH = 1024
 _CPU_TOKENS = {128: 1024, 512: 1024, 4096: 4096}  # by length
+_CPU_TRAINING_TOKENS = {128: 1024, 512: 1024, 2048: 2048}
 _TAKE_MASKS = ("torch SDPA cuDNN", "torch SDPA efficient", "torch SDPA math")
 _FLEX = "torch FlexAttention, compiled"
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ class Problem:
         head_dim: features of a head.
         pattern: "full", "causal" or "half": packed, lengths from 1 to seq, half of the padded positions real.
         backward: the gradients of q, k and v, without the forward pass.
+        training: with it.
     """
 
     seq: int
@@ -78,6 +81,7 @@ class Problem:
     features: int = _FEATURES
     dtype: torch.dtype = torch.bfloat16
     device: str = "cuda"
+    training: bool = False
 
     @property
     def sdpa(self) -> dict[str, SDPBackend]:
@@ -104,7 +108,10 @@ class Problem:
         lengths = self.lengths()
         pairs = sum(n * (n + 1) // 2 if self.pattern == "causal" else n * n for n in lengths)
         attention = Attention(sum(lengths), pairs, self.heads, self.head_dim, self.dtype.itemsize)
-        return attention.backward_whole() if self.backward else attention.forward()
+        forward, backward = attention.forward(), attention.backward_whole()
+        if self.training:
+            return Work(*(getattr(forward, x.name) + getattr(backward, x.name) for x in fields(Work)))
+        return backward if self.backward else forward
 
     def peers(self) -> list[str]:
         if self.device == "cpu":
@@ -115,10 +122,11 @@ class Problem:
 
 def cases() -> list[Case]:
     on_cpus = [
-        _cpu_case(Problem(seq, 64, pattern, False, tokens, 12 * 64, dtype, "cpu"))
+        _cpu_case(Problem(seq, 64, pattern, training, tokens, 12 * 64, dtype, "cpu", training))
+        for training, sizes in ((False, _CPU_TOKENS), (True, _CPU_TRAINING_TOKENS))
         for dtype in (torch.float32, torch.bfloat16)
         for pattern in ("full", "causal", "half")
-        for seq, tokens in _CPU_TOKENS.items()
+        for seq, tokens in sizes.items()
     ]
     return on_cpus + [
         _case(Problem(seq, head_dim, pattern, backward))
@@ -131,14 +139,15 @@ def cases() -> list[Case]:
 
 def _cpu_case(problem: Problem) -> Case:
     dtype = DTYPE_NAMES[problem.dtype]
+    what, device = ("attention, forward and backward", "cpu-training") if problem.training else ("attention", "cpu")
     return Case(
-        name=f"attention/cpu/d{problem.head_dim}-{problem.pattern}-S{problem.seq}-{dtype}",
+        name=f"attention/{device}/d{problem.head_dim}-{problem.pattern}-S{problem.seq}-{dtype}",
         suite="attention",
-        group=f"attention on a CPU, {problem.pattern}, head_dim {problem.head_dim}, {dtype}",
+        group=f"{what} on a CPU, {problem.pattern}, head_dim {problem.head_dim}, {dtype}",
         title=f"B{problem.batch} S{problem.seq} H{problem.heads} {dtype}",
         contenders=(_OURS, *problem.peers(), _LIMIT),
         prepare=lambda settings: _prepare_on(problem, settings),
-        quick=problem.pattern == "full" and problem.seq < 4096,
+        quick=problem.pattern == "full" and problem.seq <= 512,
         budget_seconds=2.0,
     )
 
@@ -176,16 +185,16 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
     causal = problem.pattern == "causal"
 
     def bind(function: Function, inputs: Sequence[Tensor], out_grad: Tensor) -> Callable[[], object]:
-        """One call: the output, or the gradients of an output that was computed before."""
+        """One call: the output, or the gradients, unless training of an output that was computed before."""
         if not problem.backward:
             return lambda: function(*inputs)
         leaves = [x.detach().requires_grad_() for x in inputs]
         state: list[Tensor] = []
 
         def gradients() -> tuple[Tensor, ...]:
-            if not state:
-                state.append(function(*leaves))
-            return torch.autograd.grad(state[0], leaves, out_grad, retain_graph=True)
+            if problem.training or not state:
+                state[:] = [function(*leaves)]
+            return torch.autograd.grad(state[0], leaves, out_grad, retain_graph=not problem.training)
 
         return gradients
 
@@ -210,10 +219,9 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
         convert = head_of
     grad = grad * real[:, None, :, None]  # the gradient of a loss that leaves padding out
 
+    operation = "attention_backward" if problem.backward else "attention"
     contenders = [
-        Contender(
-            _OURS, OURS, ours, implementation=answers("attention", settings.device, problem.dtype), convert=convert
-        )
+        Contender(_OURS, OURS, ours, implementation=answers(operation, settings.device, problem.dtype), convert=convert)
     ]
     mask = real[:, None, None, :] if packed else None
     for name in problem.peers():
