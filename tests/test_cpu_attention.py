@@ -66,16 +66,18 @@ def test_lengths(isa, length, right, dtype):
 
 @pytest.mark.parametrize("magnitude", [1e-18, 1e-6, 30.0, 1e6])
 def test_magnitudes(isa, magnitude):
-    """Gradients beside SDPA's, which come from the same sums: of almost one-hot weights almost nothing is left."""
+    """Gradients beside SDPA's, which come from the same sums (of almost one-hot weights almost nothing is left), or where
+    those overflow beside eager's."""
     case = Case(((70, 130),), magnitude=magnitude)
     checks.check(operations, case, torch.float32, backward=False)
     wanted = checks.expected(case, torch.float32, "cpu")
     i = wanted.inputs
     leaves = [x.clone().requires_grad_() for x in (i.q, i.k, i.v)]
     torchs = torch.autograd.grad(F.scaled_dot_product_attention(*leaves), leaves, i.grad_out)
-    for name, actual, exact, own in zip(
-        ("dq", "dk", "dv"), _forward_and_backward(i)[2:], wanted.gradients, torchs, strict=False
-    ):
+    if not all(x.isfinite().all() for x in torchs):
+        torchs = wanted.torchs_gradients
+    _, _, *gradients, _ = _forward_and_backward(i)
+    for name, actual, exact, own in zip(("dq", "dk", "dv"), gradients, wanted.gradients, torchs, strict=False):
         assert_close_to_exact(actual, exact, own, name)
 
 

@@ -64,6 +64,20 @@ def test_activations(isa, dtype, activation):
     assert_close_to_exact(actual, function(near.double()), function(near))
 
 
+@pytest.mark.parametrize("needs", [(True, True, True), (False, True, False), (False, False, True)], ids=str)
+@pytest.mark.parametrize("activation", [*reference.GELU_BY_APPROXIMATION.values(), "relu", "none"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+def test_gradients(isa, shape, activation, needs):
+    x, w, b, grad = _arguments(*shape)
+    tensors = grad, x, w, TF.linear(x, w, b)
+    actual = linear.linear_act_backward(*tensors, activation, list(needs))
+    exact = reference.linear_act_backward(*(t.double() for t in tensors), activation, list(needs))
+    own = reference.linear_act_backward(*tensors, activation, list(needs))
+    for name, result, wanted, torchs in zip(("dx", "dweight", "dbias"), actual, exact, own, strict=True):
+        assert result.dtype == torch.float32
+        assert_close_to_exact(result, wanted, torchs, name, floor_ulps=8.0)
+
+
 @pytest.mark.parametrize("approximate", reference.GELU_BY_APPROXIMATION)
 def test_gelu_is_that_of_bias_gelu(isa, approximate):
     """Bit for bit, and so with its precision in the left tail."""

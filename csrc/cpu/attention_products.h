@@ -288,9 +288,8 @@ static __attribute__((noinline)) void pack_values(Floats, const T* values, int64
 }
 
 #if defined(__AVX512BF16__)
-[[maybe_unused]] static
-    __attribute__((noinline)) void pack_values(Pairs, const bfloat16* values, int64_t token, int64_t element,
-                                               int64_t rows, int64_t width, float* out) {
+static __attribute__((noinline)) void pack_values(Pairs, const bfloat16* values, int64_t token, int64_t element,
+                                                  int64_t rows, int64_t width, float* out) {
     for (int64_t row = 0; row < rows; row += 2, out += width, values += 2 * token) {
         const bool paired = row + 1 < rows;
         int64_t column = 0;

@@ -18,6 +18,11 @@ def nothing(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return x.new_empty(0, dtype=dtype)
 
 
+def matrix(x: Tensor) -> Tensor:
+    """[..., width] → [rows, width], also of no rows or no width."""
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
+
+
 def sum_over_rows(x: Tensor) -> Tensor:
     """[..., width] → [width], summed over everything else."""
-    return x.reshape(-1, x.shape[-1]).sum(0)
+    return matrix(x).sum(0)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastbert.reference._common import nothing, sum_over_rows, wide_dtype, widen
+from fastbert.reference._common import matrix, nothing, sum_over_rows, wide_dtype, widen
 from fastbert.reference.elementwise import ACTIVATIONS
 
 
@@ -35,10 +35,9 @@ def linear_act_backward(
     d_pre = grad_y
     if activation != "none":
         d_pre = (widen(grad_y) * ACTIVATIONS[activation][1](widen(pre))).to(grad_y.dtype)
-    rows = d_pre.reshape(-1, d_pre.shape[-1])
     return (
         d_pre @ weight if needs[0] else nothing(x),
-        rows.T @ x.reshape(-1, x.shape[-1]) if needs[1] else nothing(weight),
+        matrix(d_pre).T @ matrix(x) if needs[1] else nothing(weight),
         sum_over_rows(widen(d_pre)) if needs[2] else nothing(x, wide_dtype(x)),
     )
 
