@@ -147,9 +147,18 @@ def _cpu_case(problem: Problem) -> Case:
         title=f"B{problem.batch} S{problem.seq} H{problem.heads} {dtype}",
         contenders=(_OURS, *problem.peers(), _LIMIT),
         prepare=lambda settings: _prepare_on(problem, settings),
-        quick=problem.pattern == "full" and problem.seq <= 512,
+        quick=problem.pattern == "full" and problem.seq <= 512 and not problem.training,
         budget_seconds=2.0,
+        named_only=not _is_shown(problem),
     )
+
+
+def _is_shown(problem: Problem) -> bool:
+    """Whether a case for CPUs belongs to the runs that name no suite: a few of each kind are enough there."""
+    if problem.training and problem.seq != 512:
+        return False
+    in_float32 = problem.dtype == torch.float32
+    return problem.pattern == "full" or (in_float32 and (problem.pattern == "half" or not problem.training))
 
 
 def _case(problem: Problem) -> Case:

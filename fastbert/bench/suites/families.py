@@ -205,8 +205,6 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
     notes = ["padded positions count for nobody: tokens are the real ones"]
     if problem.training:
         notes.append("forward and backward, without dropout, which would leave nothing to check; no optimizer")
-    if torch.device(settings.device).type == "cpu":
-        notes.append("on CPUs the gradient of attention is torch's products, not C++")
 
     return Prepared(
         contenders,
