@@ -222,7 +222,7 @@ def test_rows_from_text_are_right(case, tmp_path):
 
 def test_long_tables_are_only_measured_when_asked_for():
     named = {case.name for case in all_cases() if case.named_only}
-    assert {name.partition("/")[0] for name in named} == {"attention", "cpu", "families"}
+    assert {name.partition("/")[0] for name in named} == {"attention", "cpu", "families", "tokenizer"}
     assert not named & {case.name for case in select(all_cases())}
     assert named >= {case.name for case in select(all_cases(), suite="cpu")}
     assert not any(case.suite.startswith("cpu") for case in select(all_cases(), device="cuda"))

@@ -155,7 +155,7 @@ def _cpu_case(problem: Problem) -> Case:
 
 def _is_shown(problem: Problem) -> bool:
     """Whether a case for CPUs belongs to the runs that name no suite: a few of each kind are enough there."""
-    if problem.training and problem.seq != 512:
+    if (problem.training and problem.seq != 512) or (problem.seq > 512 and problem.pattern != "full"):
         return False
     in_float32 = problem.dtype == torch.float32
     return problem.pattern == "full" or (in_float32 and (problem.pattern == "half" or not problem.training))

@@ -68,6 +68,7 @@ def cases() -> list[Case]:
             "20-word lines of ten scripts, generated words",
             (_OURS, _UTF8, _TOKENIZERS, _NANOTOKEN),
             _multilingual,
+            named_only=True,
         ),
         _case("truncated", "20 kB documents, 512 tokens of each", (_OURS, _TOKENIZERS, _NANOTOKEN), _truncated),
         _case("offsets", "20-word lines with offsets and word ids", (_OURS, _TOKENIZERS), _offsets),
@@ -77,8 +78,25 @@ def cases() -> list[Case]:
     ]
 
 
-def _case(name: str, title: str, contenders: tuple[str, ...], prepare: Callable[[Settings], Prepared]) -> Case:
-    return Case(f"tokenizer/{name}", "tokenizer", "WordPiece", title, contenders, prepare, True, 3.0, 0.7)
+def _case(
+    name: str,
+    title: str,
+    contenders: tuple[str, ...],
+    prepare: Callable[[Settings], Prepared],
+    named_only: bool = False,
+) -> Case:
+    return Case(
+        f"tokenizer/{name}",
+        "tokenizer",
+        "WordPiece",
+        title,
+        contenders,
+        prepare,
+        True,
+        3.0,
+        0.7,
+        named_only=named_only,
+    )
 
 
 # ---- the contenders ----
