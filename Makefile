@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CSRC := $(shell find csrc tests/fuzz -name '*.cpp' -o -name '*.h')
 RESULT ?= build/bench.json
 
-.PHONY: bench test lint types unit format install extension wheel sdist aot gpu sanitize fuzz libfuzzer clean
+.PHONY: bench test versions lint types unit format install extension wheel sdist aot gpu sanitize fuzz libfuzzer clean
 
 bench: install $(VENV)/.peers
 	@mkdir -p $(dir $(RESULT))
@@ -35,6 +35,14 @@ format: $(VENV)/.installed
 # Every kernel in every shipped configuration, ahead of time, for every architecture: no GPU needed. Eight minutes on two cores.
 aot: install
 	$(BIN)/python -m fastbert.kernels._aot --all
+
+# Models of transformers with its oldest version that is supported, and with the one that is installed. (What a tokenizer answers
+# changed within transformers 5: ours is compared with the installed version's.)
+INTEGRATIONS := tests/test_optimize*.py tests/test_integrations_attention.py
+versions: install
+	$(PIP) install --quiet --upgrade --target build/oldest transformers==5.0.0
+	PYTHONPATH=$(CURDIR)/build/oldest $(BIN)/pytest $(INTEGRATIONS) $(PYTEST_ARGS)
+	$(BIN)/pytest $(INTEGRATIONS) $(PYTEST_ARGS)
 
 # On a machine with a GPU. Plots where matplotlib is installed.
 gpu: install
