@@ -33,6 +33,18 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 _LARGEST = 2**28  # far above every BERT; the bytes of a table of this by this still fit int64
 
 
+def takes_use_cache(config: type) -> type:
+    """A frozen class that lets transformers' Trainer write ``use_cache``, which nothing here reads."""
+    frozen: Any = config.__setattr__
+
+    def write(self: Any, name: str, value: Any) -> None:
+        (object.__setattr__ if name == "use_cache" else frozen)(self, name, value)
+
+    config.__setattr__ = write  # type: ignore[assignment]
+    return config
+
+
+@takes_use_cache
 @dataclass(frozen=True)
 class BertConfig:
     """The numbers that make a BERT; defaults are bert-base-uncased's.

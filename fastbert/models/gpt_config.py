@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from fastbert.models.config import ACTIVATIONS, check_numbers
+from fastbert.models.config import ACTIVATIONS, check_numbers, takes_use_cache
 
 _UNSUPPORTED = {
     "scale_attn_weights": ((None, True), "attention without its scale is not supported"),
@@ -19,6 +19,7 @@ _UNSUPPORTED = {
 }
 
 
+@takes_use_cache
 @dataclass(frozen=True)
 class GPTConfig:
     """The numbers that make a GPT-2 (Radford et al. 2019); defaults are gpt2's, the smallest of them.
