@@ -52,16 +52,6 @@ def is_traced() -> bool:
     return torch._C._get_tracing_state() is not None or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _hooks_on_all_modules() -> bool:
-    every = nn.modules.module
-    return bool(
-        every._global_forward_hooks
-        or every._global_forward_pre_hooks
-        or every._global_backward_hooks
-        or every._global_backward_pre_hooks
-    )
-
-
 @dataclass
 class State:
     """What an optimized base model knows besides what it was: an attribute of it, and copied and pickled with it.
@@ -150,7 +140,7 @@ def read_call(model: Any, family: Family, arguments: dict[str, Any]) -> Call:
         raise Unsupported(reason)
     if is_traced():
         raise Unsupported("the call is traced or transformed")
-    if _hooks_on_all_modules():
+    if nn.modules.module._has_any_global_hook():
         raise Unsupported("hooks on all modules")
     config = model.config
     flags = {}

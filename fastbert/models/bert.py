@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastbert.models import bert_names
 from fastbert.models.config import BertConfig
 from fastbert.models.pooling import cls_pool
-from fastbert.models.pretrained import PretrainedModel, Table, exportable
+from fastbert.models.pretrained import StackOfBlocks, Table, exportable
 from fastbert.nn import Embeddings, TransformerBlock, check_precision, initialize, run_blocks
 from fastbert.nn._modules import product
 from fastbert.packing import PackedBatch, check_tensor, pack, unpack
@@ -41,7 +41,7 @@ class Pooler(nn.Module):
         return pooled.masked_fill((cu_seqlens.diff() == 0).unsqueeze(-1), 0.0)
 
 
-class BertModel(PretrainedModel):
+class BertModel(StackOfBlocks):
     """BERT without a head: token ids to hidden states, and to one pooled vector a sequence.
 
     Inside, only real tokens exist: a padded batch is packed before the embeddings and unpacked after the last layer, so
@@ -144,16 +144,6 @@ class BertModel(PretrainedModel):
     def _arguments(self) -> dict[str, Any]:
         return {"add_pooling_layer": self.pooler is not None}
 
-    @property
-    def precision(self) -> str:
-        return self._precision
-
-    @precision.setter
-    def precision(self, precision: str) -> None:
-        self._precision = check_precision(precision)
-        for layer in self.layers:
-            layer.precision = precision  # type: ignore[assignment]
-
     def forward(
         self,
         input_ids: Tensor | PackedBatch,  # int [batch, seq], or a packed batch of ids [total]
@@ -246,6 +236,3 @@ class BertModel(PretrainedModel):
                 f"the input has sequences of {longest} tokens; the model takes at most {limit} "
                 "(max_position_embeddings). Truncate them."
             )
-
-    def extra_repr(self) -> str:
-        return f"dtype={self.dtype}, device={self.device}, precision={self.precision!r}"

@@ -330,10 +330,9 @@ class BertForSequenceClassification(BertWithHead):
         attention_mask: Tensor | None = None,  # [batch, seq]
         token_type_ids: Tensor | None = None,  # int [batch, seq]
         position_ids: Tensor | None = None,  # int [batch, seq]
-        labels: Tensor
-        | None = None,  # int64 [batch]; regression: [batch] or [batch, num_labels]; multi-label: [batch, num_labels]
+        labels: Tensor | None = None,  # int64 [batch]; regression and several labels: [batch, num_labels]
     ) -> HeadOutput:
-        """Logits [batch, num_labels]."""
+        """Logits [batch, num_labels]. The labels of a regression with one number may be [batch]."""
         batch, _, pooled = self._encode(input_ids, attention_mask, token_type_ids, position_ids)
         assert pooled is not None
         logits = product(self.classifier, self._dropped(pooled))

@@ -14,7 +14,7 @@ from fastbert.models.bert_heads import IGNORED, HeadOutput, as_it_came, token_la
 from fastbert.models.generation import GeneratedTokens, Sampling, generate_tokens, packed_prompts
 from fastbert.models.gpt_config import GPTConfig
 from fastbert.models.kv_cache import KeyValueCache
-from fastbert.models.pretrained import PretrainedModel, Stored, Table, exportable, linear_or_norm
+from fastbert.models.pretrained import PretrainedModel, StackOfBlocks, Stored, Table, exportable, linear_or_norm
 from fastbert.nn import LayerNorm, TransformerBlock, check_precision, initialize, run_blocks
 from fastbert.ops._common import check_range
 from fastbert.packing import PackedBatch, check_tensor, pack, unpack
@@ -91,7 +91,7 @@ class _GPTFolder(PretrainedModel):
         return cls._load(path_or_hub_id, dtype, device, revision, {}, precision=precision)
 
 
-class GPTModel(_GPTFolder):
+class GPTModel(_GPTFolder, StackOfBlocks):
     """GPT without a head: token ids to hidden states. Only real tokens exist inside, as in BertModel.
 
     Args:
@@ -129,16 +129,6 @@ class GPTModel(_GPTFolder):
         for block in blocks:
             for last in (block.attention.out, block.feed_forward.down):
                 nn.init.normal_(last.weight, std=config.initializer_range / (2 * max(config.n_layer, 1)) ** 0.5)
-
-    @property
-    def precision(self) -> str:
-        return self._precision
-
-    @precision.setter
-    def precision(self, precision: str) -> None:
-        self._precision = check_precision(precision)
-        for layer in self.layers:
-            layer.precision = precision  # type: ignore[assignment]
 
     def forward(
         self,
@@ -229,9 +219,6 @@ class GPTModel(_GPTFolder):
                     states.append(hidden)
         hidden = self.norm(hidden)
         return hidden, None if states is None else (*states[:-1], hidden)
-
-    def extra_repr(self) -> str:
-        return f"dtype={self.dtype}, device={self.device}, precision={self.precision!r}"
 
 
 class GPTForCausalLM(_GPTFolder):

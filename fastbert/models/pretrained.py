@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastbert.models import checkpoint
 from fastbert.models.checkpoint import Tensors
-from fastbert.nn import initialize
+from fastbert.nn import check_precision, initialize
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _SHOWN = 5  # names in an error message
@@ -271,6 +271,26 @@ class PretrainedModel(nn.Module):
         for module in self.modules():
             if isinstance(module, PretrainedModel):
                 module.gradient_checkpointing = enabled
+
+
+class StackOfBlocks(PretrainedModel):
+    """A model whose ``layers`` are transformer blocks; its constructor sets ``_precision``, and theirs."""
+
+    layers: nn.ModuleList
+    _precision: str
+
+    @property
+    def precision(self) -> str:
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: str) -> None:
+        self._precision = check_precision(precision)
+        for layer in self.layers:
+            layer.precision = precision  # type: ignore[assignment]
+
+    def extra_repr(self) -> str:
+        return f"dtype={self.dtype}, device={self.device}, precision={self.precision!r}"
 
 
 def _module_of(parameter: str) -> str:
