@@ -40,7 +40,7 @@ def brief(monkeypatch):
     from fastbert.bench.cases import all_cases
 
     monkeypatch.setattr(
-        cli, "all_cases", lambda: [dataclasses.replace(case, budget_seconds=0.0) for case in all_cases()]
+        cli.bench, "all_cases", lambda: [dataclasses.replace(case, budget_seconds=0.0) for case in all_cases()]
     )
 
 
@@ -167,7 +167,7 @@ def test_ctrl_c_keeps_what_was_measured(capsys, tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
     cases = [dataclasses.replace(first, budget_seconds=0.0), dataclasses.replace(second, prepare=interrupted)]
-    monkeypatch.setattr(cli, "all_cases", lambda: cases)
+    monkeypatch.setattr(cli.bench, "all_cases", lambda: cases)
     file = tmp_path / "result.json"
     status, out, _ = run(capsys, "bench", "--suite", "ops", "--json", str(file))
     assert status == 130
