@@ -75,6 +75,7 @@ _WIDE = ProductTile(block_m=128, block_n=256, block_k=64, num_warps=8, num_stage
 _SQUARE = ProductTile(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3)
 _UNEVEN = ProductTile(block_m=64, block_n=64, block_k=32, num_warps=4, programs_per_processor=2)
 _FLOAT32 = ProductTile(block_m=64, block_n=64, block_k=16, num_warps=4, programs_per_processor=4)
+_FLOAT32_SUM = replace(_FLOAT32, num_warps=8, programs_per_processor=2)  # its masks of columns spill with 4 warps
 _PRODUCT_TILES: dict[tuple[str, str, int], tuple[tuple[int, ProductTile], ...]] = {
     ("forward", "cuda", 2): ((64, _WIDE), (1, _UNEVEN)),
     ("forward_smoothed", "cuda", 2): ((64, _SQUARE), (1, _UNEVEN)),
@@ -85,7 +86,7 @@ _PRODUCT_TILES: dict[tuple[str, str, int], tuple[tuple[int, ProductTile], ...]] 
     ("forward_smoothed", "cuda", 4): ((1, _FLOAT32),),
     ("d_logits", "cuda", 4): ((1, _FLOAT32),),
     ("dx", "cuda", 4): ((1, _FLOAT32),),
-    ("dweight", "cuda", 4): ((1, _FLOAT32),),
+    ("dweight", "cuda", 4): ((1, _FLOAT32_SUM),),
 }  # (kernel, family, bytes of an element) -> (what the width of x is a multiple of, tile), the first that fits
 _PRODUCT_TILES |= {
     (kernel, "hip", size): ((1, tile),)

@@ -1,9 +1,9 @@
-"""BERT's configuration, under Hugging Face's names."""
+"""What configurations share, and BERT's, under Hugging Face's names."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from fastbert.packing import as_integer
 
@@ -44,17 +44,62 @@ def takes_use_cache(config: type) -> type:
     return config
 
 
+@dataclass(frozen=True)
+class Config:
+    """A configuration that is a config.json's content. ``extra`` keeps the keys the model does not use: saving loses nothing."""
+
+    model_type: ClassVar[str]
+    _unsupported: ClassVar[Mapping[str, tuple[tuple[Any, ...], str]]]
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False, kw_only=True)
+
+    @classmethod
+    def _known(cls) -> set[str]:
+        return {f.name for f in fields(cls)} - {"extra"}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From the content of a config.json. Raises ValueError where it describes another architecture."""
+        cls._check_architecture(values)
+        known = cls._known()
+        return cls(
+            **{name: value for name, value in values.items() if name in known},
+            extra={name: value for name, value in values.items() if name not in known},
+        )
+
+    @classmethod
+    def _check_architecture(cls, values: Mapping[str, Any]) -> None:
+        if values.get("model_type") != cls.model_type:
+            raise ValueError(f'model_type is {values.get("model_type")!r}; expected "{cls.model_type}"')
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a config.json: what was read, unknown keys included."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        return {**self.extra, "model_type": self.model_type, **own}
+
+    def _check_activation(self, name: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            raise ValueError(f"{name} is {value!r}; expected one of {', '.join(ACTIVATIONS)}")
+
+    def _check_unsupported(self) -> None:
+        for name, (harmless, complaint) in self._unsupported.items():
+            if self.extra.get(name) not in harmless:
+                raise ValueError(f"{name} is {self.extra[name]!r}; {complaint}")
+
+
 @takes_use_cache
 @dataclass(frozen=True)
-class BertConfig:
+class BertConfig(Config):
     """The numbers that make a BERT; defaults are bert-base-uncased's.
 
-    The attributes have Hugging Face's names and meaning. ``extra`` keeps the keys of a config.json that the model does
-    not use, so that saving loses nothing.
+    The attributes have Hugging Face's names and meaning.
 
     Raises:
         ValueError: a value the model cannot be made with, named with what was expected.
     """
+
+    model_type = "bert"
+    _unsupported = _UNSUPPORTED
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -69,7 +114,6 @@ class BertConfig:
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 0
-    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
     def __post_init__(self) -> None:
         check_numbers(
@@ -92,8 +136,7 @@ class BertConfig:
                 f"hidden_size is {self.hidden_size}; "
                 f"expected a multiple of num_attention_heads, {self.num_attention_heads}"
             )
-        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act is {self.hidden_act!r}; expected one of {', '.join(ACTIVATIONS)}")
+        self._check_activation("hidden_act")
         if self.pad_token_id is not None:
             expected = f"None or an id below vocab_size, {self.vocab_size}"
             pad = _integer(self, "pad_token_id", expected)
@@ -108,13 +151,10 @@ class BertConfig:
             raise ValueError(
                 f"problem_type is {self.problem_type!r}; expected None or one of {', '.join(PROBLEM_TYPES)}"
             )
-        for name, (harmless, complaint) in _UNSUPPORTED.items():
-            if self.extra.get(name) not in harmless:
-                raise ValueError(f"{name} is {self.extra[name]!r}; {complaint}")
+        self._check_unsupported()
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "BertConfig":
-        """From the content of a config.json. Raises ValueError where it describes another architecture."""
+    def _check_architecture(cls, values: Mapping[str, Any]) -> None:
         model_type = values.get("model_type")
         architectures = values.get("architectures") or []
         if not isinstance(architectures, list | tuple):
@@ -126,23 +166,13 @@ class BertConfig:
         elif model_type != "bert":
             described = f"{model_type!r} ({', '.join(map(str, architectures))})" if architectures else repr(model_type)
             raise ValueError(f'model_type is {described}; expected "bert". Only BERT checkpoints can be read here.')
-        known = {f.name for f in fields(cls)} - {"extra"}
-        return cls(
-            **{name: value for name, value in values.items() if name in known},
-            extra={name: value for name, value in values.items() if name not in known},
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of a config.json: what was read, unknown keys included."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        return {**self.extra, "model_type": "bert", **own}
 
     def changed(self, **changes: Any) -> "BertConfig":
         """The same configuration with other values: fields, or what the heads read (num_labels, id2label, …).
 
         Raises TypeError for another name.
         """
-        known = {f.name for f in fields(self)} - {"extra"}
+        known = self._known()
         strange = sorted(changes.keys() - known - _OF_HEADS)
         if strange:
             raise TypeError(

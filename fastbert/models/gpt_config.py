@@ -1,10 +1,8 @@
 """GPT-2's configuration, under Hugging Face's names."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
 
-from fastbert.models.config import ACTIVATIONS, check_numbers, takes_use_cache
+from fastbert.models.config import ACTIVATIONS, Config, check_numbers, takes_use_cache
 
 _UNSUPPORTED = {
     "scale_attn_weights": ((None, True), "attention without its scale is not supported"),
@@ -21,15 +19,17 @@ _UNSUPPORTED = {
 
 @takes_use_cache
 @dataclass(frozen=True)
-class GPTConfig:
+class GPTConfig(Config):
     """The numbers that make a GPT-2 (Radford et al. 2019); defaults are gpt2's, the smallest of them.
 
-    The attributes have Hugging Face's names and meaning. ``extra`` keeps the keys of a config.json that the model does
-    not use, so that saving loses nothing.
+    The attributes have Hugging Face's names and meaning.
 
     Raises:
         ValueError: a value the model cannot be made with, named with what was expected.
     """
+
+    model_type = "gpt2"
+    _unsupported = _UNSUPPORTED
 
     vocab_size: int = 50257
     n_positions: int = 1024
@@ -44,7 +44,6 @@ class GPTConfig:
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
     eos_token_id: int | list[int] | None = 50256
-    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
     def __post_init__(self) -> None:
         sizes = ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"]
@@ -57,29 +56,8 @@ class GPTConfig:
         )
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd is {self.n_embd}; expected a multiple of n_head, {self.n_head}")
-        if not isinstance(self.activation_function, str) or self.activation_function not in ACTIVATIONS:
-            raise ValueError(
-                f"activation_function is {self.activation_function!r}; expected one of {', '.join(ACTIVATIONS)}"
-            )
-        for name, (harmless, complaint) in _UNSUPPORTED.items():
-            if self.extra.get(name) not in harmless:
-                raise ValueError(f"{name} is {self.extra[name]!r}; {complaint}")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":
-        """From the content of a config.json. Raises ValueError where it describes another architecture."""
-        if values.get("model_type") != "gpt2":
-            raise ValueError(f'model_type is {values.get("model_type")!r}; expected "gpt2"')
-        known = {f.name for f in fields(cls)} - {"extra"}
-        return cls(
-            **{name: value for name, value in values.items() if name in known},
-            extra={name: value for name, value in values.items() if name not in known},
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of a config.json: what was read, unknown keys included."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        return {**self.extra, "model_type": "gpt2", **own}
+        self._check_activation("activation_function")
+        self._check_unsupported()
 
     @property
     def num_hidden_layers(self) -> int:

@@ -243,29 +243,39 @@ class PretrainedModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def gradient_checkpointing_enable(
+    def activation_checkpointing_enable(
         self,
-        gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
         """In training every layer's activations are computed again in the backward pass instead of kept.
 
-        The arguments are those that transformers' Trainer passes: gradient_checkpointing_kwargs may say ``use_reentrant``, which is
-        False here anyway; every_n_layers is 1 and offload False. Raises ValueError for others.
+        The arguments are those that transformers' Trainer passes: activation_checkpointing_kwargs may say ``use_reentrant``, which
+        is False here anyway; every_n_layers is 1 and offload False. Raises ValueError for others.
         """
-        given = gradient_checkpointing_kwargs or {}
+        given = activation_checkpointing_kwargs or {}
         others = {name: value for name, value in given.items() if name != "use_reentrant"}
         if others:
-            raise ValueError(f"gradient_checkpointing_kwargs has {others}; expected nothing but use_reentrant")
+            raise ValueError(f"the keywords of checkpointing are {others}; expected nothing but use_reentrant")
         if every_n_layers != 1 or offload:
             raise ValueError(
                 f"every_n_layers is {every_n_layers} and offload {offload}; expected 1 and False: all layers are computed again"
             )
         self._set_gradient_checkpointing(True)
 
-    def gradient_checkpointing_disable(self) -> None:
+    def activation_checkpointing_disable(self) -> None:
         self._set_gradient_checkpointing(False)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        """`activation_checkpointing_enable` under transformers' older name."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """`activation_checkpointing_disable` under transformers' older name."""
+        self.activation_checkpointing_disable()
 
     def _set_gradient_checkpointing(self, enabled: bool) -> None:
         for module in self.modules():
