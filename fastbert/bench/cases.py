@@ -100,6 +100,7 @@ SUITES = {
     "cpu": "the whole table against the CPU engines, in every precision: many minutes (only when asked for)",
     "end-to-end": "text to sentence embeddings on all-MiniLM-L6-v2 against transformers",
     "families": "fastbert.optimize against the models as they come, by family and padding (mostly only when asked for)",
+    "generation": "GPT-2 that writes, against transformers and CTranslate2 (CPU)",
     "tokenizer": "text to token ids against tokenizers, transformers and nanotoken (CPU, one thread)",
 }
 
@@ -116,6 +117,7 @@ def all_cases() -> list[Case]:
         elementwise,
         end_to_end,
         families,
+        generation,
         losses,
         norms,
         operations,
@@ -131,6 +133,7 @@ def all_cases() -> list[Case]:
         *cpu.cases(),
         *end_to_end.cases(),
         *families.cases(),
+        *generation.cases(),
         *tokenizer.cases(),
     ]
     names = [case.name for case in cases]
