@@ -82,12 +82,13 @@ $(foreach isa,$(FUZZ_ISAS),$(1) -std=c++17 -O1 -g $(2) $(ISA_FLAGS_$(isa)) -DFAS
 $(1) -std=c++17 -O1 -g $(2) -pthread tests/fuzz/tokenizer.cpp $(FUZZ_SOURCES) $(FUZZ_ISAS:%=$@.%.o) -o $@
 endef
 
-# The C++ code under AddressSanitizer and UndefinedBehaviorSanitizer, run by the tests of the CPU kernels.
+# The C++ code under AddressSanitizer and UndefinedBehaviorSanitizer, run by the tests of the CPU kernels. libstdc++ is loaded
+# first too, or AddressSanitizer does not find the function that throws; a report comes past pytest's capture.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1
 sanitize: install
 	CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitized
-	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	$(BIN)/python -m tests.sanitized build/sanitized tests/test_cpu_*.py $(PYTEST_ARGS)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+	$(BIN)/python -m tests.sanitized build/sanitized --capture=sys tests/test_cpu_*.py $(PYTEST_ARGS)
 
 wheel: $(VENV)/.installed
 	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
