@@ -12,9 +12,12 @@ stand in. On GPUs it is the allocator's peak minus what was allocated at that ti
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -51,7 +54,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")  # a forked child has no thread pool
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_main, args=(theirs, spec, name, threads), daemon=True)
-        self._process.start()
+        with _quiet_profiler():
+            self._process.start()
         theirs.close()
         self._ready = False
 
@@ -133,6 +137,20 @@ class Worker:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+
+
+@contextlib.contextmanager
+def _quiet_profiler() -> Iterator[None]:
+    """Processes that begin here get no lines of torch's profiler on stderr; it reads this variable when it is loaded."""
+    name = "KINETO_LOG_LEVEL"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "6"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 class WorkerClock:
