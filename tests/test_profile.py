@@ -237,7 +237,7 @@ class FakeWorker:
 
     parameters = 1
     alive = True
-    peaks = {OURS: lambda n: 1000 * n, SDPA: lambda n: 2000 * n, EAGER: lambda n: 100 * n * n}  # noqa: RUF012
+    peaks = {OURS: lambda n: 1000 * n, SDPA: lambda n: 2000 * n, EAGER: lambda n: 50 * n * n}  # noqa: RUF012
     wrong: tuple[str, ...] = ()
     interrupt_at = None
     fail_at = None
@@ -272,16 +272,29 @@ class FakeWorker:
         pass
 
 
+class FakeProduct:
+    flops = 10**6  # in a millisecond
+
+    def __init__(self, spec):
+        pass
+
+    def __call__(self):
+        pass
+
+    def ask(self, method, calls):
+        return 1e-3 * calls
+
+
 @pytest.fixture
 def fakes(monkeypatch):
     kind = type("Fake", (FakeWorker,), {})
     monkeypatch.setattr(run, "Worker", kind)
-    monkeypatch.setattr(run.limits, "matmul_rate", lambda dtype, device: 1e9)
+    monkeypatch.setattr(run, "_Product", FakeProduct)
     monkeypatch.setattr(run.memory, "available", lambda: GIB)
     return kind
 
 
-def a_plan(lengths=LENGTHS, **changes):
+def a_plan(lengths=LENGTHS[1:], **changes):
     spec = Spec("bert-base", 2, lengths[-1])
     values = dict(batch=1, tokens=None, padding=0.0, budget_seconds=0.01, time_limit=60.0, threads=1, breakdown=False)
     return run.Plan(spec, describe(spec), lengths, **{**values, **changes})
@@ -289,7 +302,7 @@ def a_plan(lengths=LENGTHS, **changes):
 
 def test_everything_is_measured_in_turn_and_growth_is_found(fakes):
     outcome = run.run_plan(a_plan(breakdown=True))
-    assert [point.seq for point in outcome.points] == LENGTHS
+    assert [point.seq for point in outcome.points] == LENGTHS[1:]
     for point in outcome.points:
         assert [each.name for each in point.contenders] == list(CONTENDERS)
         assert [each.ratio.median for each in point.contenders] == pytest.approx([2.0, 1.0, 2.0 / 3.0])
@@ -350,11 +363,11 @@ def test_a_wrong_result_is_not_timed(name, fakes):
 def test_ctrl_c_keeps_the_lengths_before(fakes, monkeypatch, tmp_path, capsys):
     fakes.interrupt_at = 512
     outcome = run.run_plan(a_plan())
-    assert outcome.interrupted and [point.seq for point in outcome.points] == [128, 256]
+    assert outcome.interrupted and [point.seq for point in outcome.points] == [256]
     file = tmp_path / "p.json"
-    assert cli.main(["profile", "--seq-lens", "128..512", "--json", str(file)]) == 130
+    assert cli.main(["profile", "--seq-lens", "256..512", "--json", str(file)]) == 130
     result = ProfileResult.from_json(file.read_text())
-    assert result.interrupted and [point.seq for point in result.points] == [128, 256]
+    assert result.interrupted and [point.seq for point in result.points] == [256]
     assert "interrupted" in capsys.readouterr().out
 
 
@@ -458,7 +471,7 @@ def test_from_start_to_files(tmp_path, folders):
     assert ProfileResult.from_json(result.to_json()) == result
     assert result.settings["padding"] == 0.3 and result.model["layers"] == 2 and not result.interrupted
     assert result.environment["command"].startswith("fastbert profile --model")
-    assert [(point.seq, point.batch, point.tokens) for point in result.points] == [(16, 3, 34), (32, 3, 67)]
+    assert [(point.seq, point.batch, point.tokens) for point in result.points] == [(16, 3, 33), (32, 3, 67)]
     for point in result.points:
         for each in point.contenders:
             assert each.status == "ok" and each.seconds.median > 0.0
@@ -485,7 +498,15 @@ def a_result(**changes):
             eager = Measurement(EAGER, "dropped", "out of memory: needs about 12.0 GiB, 3.0 GiB free")
         ours = measured(OURS, 1e-4 * n, n * 20000, 1.07)
         points.append(
-            Point(n, 32, n * 32, 10**9 * n, 5, [ours, measured(SDPA, 2e-4 * n + 1e-7 * n * n, n * 40000, 1.0), eager])
+            Point(
+                n,
+                32,
+                n * 32,
+                10**9 * n,
+                1e11,
+                5,
+                [ours, measured(SDPA, 2e-4 * n + 1e-7 * n * n, n * 40000, 1.0), eager],
+            )
         )
     operations = [
         Operation("aten::_scaled_dot_product_flash_attention_for_cpu", 0.5, 2),
@@ -540,7 +561,7 @@ def test_tables_fit_the_terminal(width):
 
 
 def test_results_are_read_back_or_refused():
-    result = a_result(matmul_rate=1e11)
+    result = a_result()
     assert ProfileResult.from_json(result.to_json()) == result
     for text, message in (
         ("{", "not a profile"),

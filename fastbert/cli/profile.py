@@ -200,7 +200,6 @@ def _report(options: argparse.Namespace, plan: Any, environment: dict[str, Any],
         outcome.growth(),
         outcome.breakdowns,
         outcome.notes,
-        outcome.matmul_rate,
         outcome.interrupted,
     )
     failures = _write(options, result)
@@ -248,8 +247,9 @@ def _check(options: argparse.Namespace) -> list[int]:
     from fastbert.bench.plots import PlotsUnavailable, require
     from fastbert.bench.profile.problem import parse_lengths
 
+    default = _QUICK_LENGTHS if options.quick else _LENGTHS
     try:
-        lengths = parse_lengths(options.seq_lens or (_QUICK_LENGTHS if options.quick else _LENGTHS))
+        lengths = parse_lengths(options.seq_lens if options.seq_lens is not None else default)
     except ValueError as error:
         raise BadInput(f"--seq-lens: {error}") from None
     if options.batch is not None and options.tokens is not None:

@@ -31,7 +31,7 @@ def figures(result: ProfileResult) -> dict[str, str]:
         if series:
             found[file] = lines(
                 series,
-                title=f"{quantity} of {what}, {title(result)}",
+                title=f"{quantity}, {what}\n{title(result)}",
                 xlabel=xlabel,
                 ylabel=ylabel,
                 log_x=True,

@@ -33,7 +33,7 @@ class Measurement:
     peak_bytes: int | None = None  # of memory above the loaded model, see bench.profile.worker
     total_bytes: int | None = None  # of the process, or allocated on the GPU, at that time
     peak_sampled: bool = False  # the peak is the largest of samples, not the system's
-    limit_share: float | None = None  # of the speed at which the operations would run at the rate of torch's product
+    limit_share: float | None = None  # of the speed that the operations at matmul_rate would have
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Point:
     batch: int
     tokens: int  # real ones
     flops: int  # of the products on them
+    matmul_rate: float | None  # operations a second of torch's own square product, in turn with the contenders
     rounds: int
     contenders: list[Measurement]
 
@@ -72,7 +73,6 @@ class ProfileResult:
     growth: list[Growth] = field(default_factory=list)
     breakdowns: list[Breakdown] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    matmul_rate: float | None = None  # operations a second of torch's product, of which limit_share is a share
     interrupted: bool = False
     schema: int = SCHEMA_VERSION
 

@@ -20,9 +20,10 @@ from fastbert.bench.profile.operations import Breakdown
 from fastbert.bench.profile.problem import Architecture, Problem
 from fastbert.bench.profile.result import DROPPED, OK, WRONG, Growth, Measurement, Point
 from fastbert.bench.profile.worker import FirstCall, Stopped, Worker, WorkerClock, gib
-from fastbert.bench.timer import Timing, measure
+from fastbert.bench.timer import Timing, clock_for, measure
 
 BASELINE = SDPA
+_PRODUCT = "product"
 #: The reference in float64 takes several times as long as SDPA: lengths at which SDPA's first call is longer go without.
 _EXACT_SECONDS = 0.3
 #: Largest difference of two contenders that passes where there is no float64: float32 sums in another order through all layers,
@@ -61,7 +62,6 @@ class Outcome:
     breakdowns: list[Breakdown] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     parameters: int | None = None
-    matmul_rate: float | None = None
     interrupted: bool = False
 
     def growth(self) -> list[Growth]:
@@ -106,6 +106,20 @@ def steps(plan: Plan) -> int:
     return 1 + len(plan.lengths) * (len(CONTENDERS) + 1) + plan.breakdown * 2 + (plan.trace is not None)
 
 
+class _Product:
+    """The limit, timed in turn with the workers as if it were one, so that a drifting machine hits it alike."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._run, self.flops = limits.product(DTYPES[spec.dtype], spec.device)
+        self._clock = clock_for(spec.device)
+
+    def __call__(self) -> None:
+        self._run()
+
+    def ask(self, method: str, calls: int) -> float:
+        return self._clock.measure(self._run, calls)
+
+
 class _Profiler:
     def __init__(self, plan: Plan, outcome: Outcome, before: Callable[[str], None]) -> None:
         self._plan, self._outcome, self._before = plan, outcome, before
@@ -125,7 +139,7 @@ class _Profiler:
                 self._dropped[name] = plan.lengths[0], str(stopped)
         if OURS not in self._dropped:
             outcome.parameters = self._workers[OURS].parameters
-        outcome.matmul_rate = limits.matmul_rate(DTYPES[plan.spec.dtype], plan.spec.device)
+        self._product = _Product(plan.spec)
         for seq in plan.lengths:
             if len(self._dropped) == len(CONTENDERS):
                 break
@@ -156,12 +170,13 @@ class _Profiler:
             except Stopped as stopped:
                 self._dropped[name] = problem.seq, str(stopped)
         checks = self._check(calls)
-        timed = {name: self._workers[name] for name in calls if checks[name].status == OK}
+        timed: dict[str, Any] = {name: self._workers[name] for name in calls if checks[name].status == OK}
         self._before(f"{problem.batch}×{problem.seq}: timing")
         timing = Timing({}, {}, {}, 0, False)
         if timed:
             try:
-                timing = measure(timed, BASELINE, budget_seconds=self._plan.budget_seconds, clock=WorkerClock())
+                everyone = {**timed, _PRODUCT: self._product}
+                timing = measure(everyone, BASELINE, budget_seconds=self._plan.budget_seconds, clock=WorkerClock())
             except Stopped as stopped:  # unheard of after a first call: nobody knows whose, all else is kept
                 self._outcome.notes.append(f"at length {problem.seq} nothing was timed: {stopped}")
         self._outcome.interrupted = timing.interrupted
@@ -227,6 +242,8 @@ class _Profiler:
     ) -> Point:
         architecture, spec = self._plan.architecture, self._plan.spec
         flops = architecture.flops(problem.lengths, spec.training)
+        product = timing.seconds.get(_PRODUCT)
+        rate = None if product is None else self._product.flops / product.median
         contenders = []
         for name in CONTENDERS:
             if name not in calls:
@@ -235,7 +252,6 @@ class _Profiler:
                 contenders.append(Measurement(name, DROPPED, where + reason))
                 continue
             seconds, call = timing.seconds.get(name), calls[name]
-            rate = self._outcome.matmul_rate
             contenders.append(
                 dataclasses.replace(
                     checks[name],
@@ -245,10 +261,10 @@ class _Profiler:
                     peak_bytes=call.peak,
                     total_bytes=call.total,
                     peak_sampled=call.sampled,
-                    limit_share=None if seconds is None or not rate else flops / seconds.median / rate,
+                    limit_share=None if seconds is None or rate is None else flops / seconds.median / rate,
                 )
             )
-        return Point(problem.seq, problem.batch, problem.tokens, flops, timing.rounds, contenders)
+        return Point(problem.seq, problem.batch, problem.tokens, flops, rate, timing.rounds, contenders)
 
     # ---- inside a call ----
 

@@ -26,8 +26,8 @@ _SHORT = 0.01  # share of a call below which an operation is one of the others
 _FOOTER = (
     "SDPA and eager are transformers' attention implementations. Ratio: SDPA's time / this one's, median over rounds in which all "
     "ran in turn, each in a process of its own; above 1 is faster than SDPA, ~ marks a range (central 80 % of the rounds) that "
-    "contains 1: no winner. tokens/s: real ones. limit%: share of the speed at which the real tokens' products would run at the "
-    "rate of torch's own square product in this dtype, measured today; packed weights and other shapes can exceed it."
+    "contains 1: no winner. tokens/s: real ones. limit%: share of the speed that the real tokens' products would have at the rate "
+    "of torch's own product of square matrices, measured in the same rounds; packed weights can exceed it."
 )
 _FOOTER_TRAINING = (
     "A training step is forward, a linear loss, backward; no dropout, and no optimizer, which costs all alike."
