@@ -1,6 +1,7 @@
 """fastbert profile: fits, lengths, memory, what is dropped and why, and the command from start to files."""
 
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -221,6 +222,18 @@ def test_named_models_reach_any_length(model):
     torch.testing.assert_close(ours.operator_by_operator()(), whole)
 
 
+def test_weights_that_are_missing_or_too_large_are_said(folders, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text((folders["bert"] / "config.json").read_text())
+    for name in (OURS, SDPA):
+        with pytest.raises(ModelError, match=f"{name} cannot take the model"):
+            Contender(Spec(str(tmp_path), None, 16), name)
+    monkeypatch.setattr(run.memory, "available", lambda: 100 * MIB)
+    with pytest.raises(
+        ModelError, match="3 processes with the model bert-base need about 861 MiB of memory, and 100 MiB"
+    ):
+        run.run_plan(a_plan())
+
+
 def test_a_folder_has_its_own_limits(folders):
     assert describe(Spec(str(folders["bert"]), None, 1)).positions == 512
     assert describe(Spec(str(folders["gpt2"]), None, 1)).positions == 64
@@ -290,6 +303,7 @@ def fakes(monkeypatch):
     kind = type("Fake", (FakeWorker,), {})
     monkeypatch.setattr(run, "Worker", kind)
     monkeypatch.setattr(run, "_Product", FakeProduct)
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # the timer's, at every length: most of such a test's time
     monkeypatch.setattr(run.memory, "available", lambda: GIB)
     return kind
 

@@ -128,11 +128,12 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
 
     import torch
 
-    from fastbert.bench.profile.models import ModelError, Spec, describe
+    from fastbert.bench.profile.models import NAMES, ModelError, Spec, describe
     from fastbert.bench.profile.run import Plan, run_plan, steps
 
     options.device = device_of(options.device)
-    spec = Spec(options.model, options.layers, lengths[-1], options.mode, options.dtype, options.device)
+    model = options.model if options.model in NAMES else str(Path(options.model).expanduser())
+    spec = Spec(model, options.layers, lengths[-1], options.mode, options.dtype, options.device)
     try:
         architecture = describe(spec)
     except ModelError as error:

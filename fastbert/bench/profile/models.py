@@ -74,7 +74,7 @@ def describe(spec: Spec) -> Architecture:
     if spec.model in _NAMED:
         values = _named_config(spec).to_dict()
         return _architecture(values, None)
-    folder = Path(spec.model).expanduser()
+    folder = Path(spec.model)
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError:

@@ -91,6 +91,11 @@ class Architecture:
     causal: bool
     positions: int | None  # the longest sequence; None: as long as asked for
 
+    @property
+    def weights(self) -> int:
+        """Elements of the large ones: of the layers, and the table of words."""
+        return self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.inner) + self.vocabulary * self.hidden
+
     def flops(self, lengths: Sequence[int], training: bool) -> int:
         """Of the layers' matrix products on real tokens: linear layers, and visible query-key pairs. Backward is two more."""
         tokens = sum(lengths)

@@ -15,7 +15,7 @@ from fastbert.bench import limits
 from fastbert.bench.cases import FLOOR_ULPS, TORCH_FACTOR, errors_of
 from fastbert.bench.profile import memory
 from fastbert.bench.profile.fit import fit_exponent, fit_quadratic
-from fastbert.bench.profile.models import CONTENDERS, DTYPES, EAGER, OURS, SDPA, Spec
+from fastbert.bench.profile.models import CONTENDERS, DTYPES, EAGER, OURS, SDPA, ModelError, Spec
 from fastbert.bench.profile.operations import Breakdown
 from fastbert.bench.profile.problem import Architecture, Problem
 from fastbert.bench.profile.result import DROPPED, OK, WRONG, Growth, Measurement, Point
@@ -130,6 +130,7 @@ class _Profiler:
     def run(self) -> None:
         plan, outcome = self._plan, self._outcome
         self._before("loading")
+        self._check_weights()
         for name in CONTENDERS:  # side by side
             self._workers[name] = Worker(plan.spec, name, plan.threads)
         for name in CONTENDERS:
@@ -153,7 +154,18 @@ class _Profiler:
 
     def close(self) -> None:
         for worker in self._workers.values():
-            worker.close()
+            worker.close(kill=True)
+
+    def _check_weights(self) -> None:
+        """Raises ModelError where the processes together will not hold the model."""
+        free = memory.available()
+        # In each it exists twice: when it is made, and packed by fastbert.
+        needed = 2 * len(CONTENDERS) * self._plan.architecture.weights * torch.float32.itemsize
+        if free is not None and needed > free:
+            raise ModelError(
+                f"{len(CONTENDERS)} processes with the model {self._plan.spec.model} need about {gib(needed)} of memory, and "
+                f"{gib(free)} are free; choose fewer --layers"
+            )
 
     # ---- a length ----
 

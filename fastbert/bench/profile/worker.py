@@ -16,6 +16,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")  # a forked child has no thread pool
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_main, args=(theirs, spec, name, threads), daemon=True)
-        with _quiet_profiler():
+        with _for_children():
             self._process.start()
         theirs.close()
         self._ready = False
@@ -140,17 +141,20 @@ class Worker:
 
 
 @contextlib.contextmanager
-def _quiet_profiler() -> Iterator[None]:
-    """Processes that begin here get no lines of torch's profiler on stderr; it reads this variable when it is loaded."""
+def _for_children() -> Iterator[None]:
+    """What processes that begin here inherit: Ctrl-C is their parent's, and torch's profiler prints nothing."""
     name = "KINETO_LOG_LEVEL"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = "6"
+    given = os.environ.get(name)
+    in_main = threading.current_thread() is threading.main_thread()  # others may set no handlers
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    os.environ[name] = given or "6"
     try:
         yield
     finally:
-        del os.environ[name]
+        if given is None:
+            del os.environ[name]
+        if in_main:
+            signal.signal(signal.SIGINT, before)
 
 
 class WorkerClock:
@@ -172,7 +176,7 @@ def gib(size: float) -> str:
 
 
 def _main(connection: Connection, spec: Spec, name: str, threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then closes the connection
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _volunteer()
     import torch
 
