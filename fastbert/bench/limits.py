@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 
@@ -26,14 +27,20 @@ def copy_bandwidth(moved: int, device: str) -> float:
     return source.numel() * 8 / _median_seconds(lambda: target.copy_(source), device)
 
 
-@functools.cache
-def matmul_rate(dtype: torch.dtype, device: str) -> float:
-    """Floating-point operations per second of torch's own matrix product; better kernels can exceed it."""
+def product(dtype: torch.dtype, device: str) -> tuple[Callable[[], object], int]:
+    """torch's own product of two square matrices, and its floating-point operations."""
     size = _MATMUL_SIZE[torch.device(device).type]
     # Random: a GPU's clock depends on how many bits its multipliers flip.
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return 2 * size**3 / _median_seconds(lambda: torch.mm(a, b, out=out), device)
+    return lambda: torch.mm(a, b, out=out), 2 * size**3
+
+
+@functools.cache
+def matmul_rate(dtype: torch.dtype, device: str) -> float:
+    """Floating-point operations per second of torch's own matrix product; better kernels can exceed it."""
+    run, flops = product(dtype, device)
+    return flops / _median_seconds(run, device)
 
 
 def floor_seconds(flops: int | None, dtype: torch.dtype | None, moved: int | None, device: str) -> float | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NEEDS_MATPLOTLIB = "plots need matplotlib, which is not installed: pip install 'fastbert-kernels[bench]'"
 _OURS = "#0072b2"
 _OTHERS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
+_FEW_DECADES = 1e3
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fastbert",
@@ -67,6 +68,7 @@ def lines(
     """The SVG of a plot with a line a contender; ours is thick and in front. Raises PlotsUnavailable."""
     require()
     import matplotlib
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(7.0, 4.2)
@@ -91,7 +93,12 @@ def lines(
             axes.minorticks_off()
         if log_y:
             axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            # A single power of ten is no scale; many with twos and fives between them are a crowd.
+            few = high / low < _FEW_DECADES
+            axes.yaxis.set_minor_formatter((lambda value, _: f"{value:g}") if few else NullFormatter())
         else:
             axes.set_ylim(bottom=0.0)
         axes.set(xlabel=xlabel, ylabel=ylabel)

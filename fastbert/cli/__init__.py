@@ -1,4 +1,4 @@
-"""The command line: `fastbert bench` and `fastbert doctor`, a module each.
+"""The command line: `fastbert bench`, `fastbert profile` and `fastbert doctor`, a module each.
 
 Exit status: 0 all is well; 1 something is wrong (an error above the tolerance, a failed self-test); 2 bad input, one line on
 stderr; 130 interrupted.
@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fastbert.cli import bench, doctor
+from fastbert.cli import bench, doctor, profile
 from fastbert.cli._common import BAD_INPUT, INTERRUPTED, OK, BadInput, Parser
 
-_COMMANDS = {"bench": bench, "doctor": doctor}
+_COMMANDS = {"bench": bench, "profile": profile, "doctor": doctor}
 
 
 def _parser() -> Parser:

@@ -1,0 +1,333 @@
+"""Length after length, contender after contender: call once under watch, compare, time in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastbert.bench import limits
+from fastbert.bench.cases import FLOOR_ULPS, TORCH_FACTOR, errors_of
+from fastbert.bench.profile import memory
+from fastbert.bench.profile.fit import fit_exponent, fit_quadratic
+from fastbert.bench.profile.models import CONTENDERS, DTYPES, EAGER, OURS, SDPA, ModelError, Spec
+from fastbert.bench.profile.operations import Breakdown
+from fastbert.bench.profile.problem import Architecture, Problem
+from fastbert.bench.profile.result import DROPPED, OK, WRONG, Growth, Measurement, Point
+from fastbert.bench.profile.worker import FirstCall, Stopped, Worker, WorkerClock, gib
+from fastbert.bench.timer import Timing, clock_for, measure
+
+BASELINE = SDPA
+_PRODUCT = "product"
+#: The reference in float64 takes several times as long as SDPA: lengths at which SDPA's first call is longer go without.
+_EXACT_SECONDS = 0.3
+#: Largest difference of two contenders that passes where there is no float64: float32 sums in another order through all layers,
+#: bfloat16 rounds at every operation (transformers' own bfloat16 is off by 2e-2 on BERT-base).
+_TOLERANCES = {"fp32": 5e-5, "bf16": 1e-1}
+_RECENT = 3  # lengths from which the next one is predicted: what grows faster shows in the last ones
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was asked for."""
+
+    spec: Spec
+    architecture: Architecture
+    lengths: list[int]
+    batch: int | None  # sequences; or
+    tokens: int | None  # positions in all, padding included: batch = tokens / length, at least 1
+    padding: float
+    budget_seconds: float  # of timing, a length
+    time_limit: float  # seconds that a call may take
+    threads: int
+    breakdown: bool = True
+    trace: str | None = None
+
+    def problem(self, seq: int) -> Problem:
+        batch = self.batch if self.tokens is None else max(1, self.tokens // seq)
+        assert batch is not None
+        return Problem.of(batch, seq, self.padding)
+
+
+@dataclass
+class Outcome:
+    """What was measured until now; whole at every moment."""
+
+    points: list[Point] = field(default_factory=list)
+    breakdowns: list[Breakdown] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    parameters: int | None = None
+    interrupted: bool = False
+
+    def growth(self) -> list[Growth]:
+        found = []
+        for name in CONTENDERS:
+            times = self._by_sequence(name, lambda each: None if each.seconds is None else each.seconds.median)
+            peaks = self._by_sequence(name, lambda each: each.peak_bytes)
+            if len(times) > 1:
+                found.append(
+                    Growth(name, fit_exponent(times), fit_quadratic(times), fit_exponent(peaks), fit_quadratic(peaks))
+                )
+        return found
+
+    def _by_sequence(self, name: str, value: Callable[[Measurement], float | None]) -> list[tuple[float, float]]:
+        found = []
+        for point in self.points:
+            each = point.of(name)
+            amount = None if each is None else value(each)
+            if amount:
+                found.append((float(point.seq), amount / point.batch))
+        return found
+
+
+def run_plan(plan: Plan, before: Callable[[str], None] = lambda what: None) -> Outcome:
+    """Everything; Ctrl-C ends it, and what was measured until then is returned.
+
+    `before` is told what comes. Raises ModelError where fastbert or transformers cannot take the model.
+    """
+    outcome = Outcome()
+    profiler = _Profiler(plan, outcome, before)
+    try:
+        profiler.run()
+    except KeyboardInterrupt:
+        outcome.interrupted = True
+    finally:
+        profiler.close()
+    return outcome
+
+
+def steps(plan: Plan) -> int:
+    """How often `before` is called."""
+    return 1 + len(plan.lengths) * (len(CONTENDERS) + 1) + plan.breakdown * 2 + (plan.trace is not None)
+
+
+class _Product:
+    """The limit, timed in turn with the workers as if it were one, so that a drifting machine hits it alike."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._run, self.flops = limits.product(DTYPES[spec.dtype], spec.device)
+        self._clock = clock_for(spec.device)
+
+    def __call__(self) -> None:
+        self._run()
+
+    def ask(self, method: str, calls: int) -> float:
+        return self._clock.measure(self._run, calls)
+
+
+class _Profiler:
+    def __init__(self, plan: Plan, outcome: Outcome, before: Callable[[str], None]) -> None:
+        self._plan, self._outcome, self._before = plan, outcome, before
+        self._workers: dict[str, Worker] = {}
+        self._dropped: dict[str, tuple[int, str]] = {}  # contender → length, reason
+        self._seen: dict[str, list[tuple[Problem, FirstCall]]] = {name: [] for name in CONTENDERS}
+
+    def run(self) -> None:
+        plan, outcome = self._plan, self._outcome
+        self._before("loading")
+        self._check_weights()
+        for name in CONTENDERS:  # side by side
+            self._workers[name] = Worker(plan.spec, name, plan.threads)
+        for name in CONTENDERS:
+            try:
+                self._workers[name].wait_until_ready()
+            except Stopped as stopped:
+                self._dropped[name] = plan.lengths[0], str(stopped)
+        if OURS not in self._dropped:
+            outcome.parameters = self._workers[OURS].parameters
+        self._product = _Product(plan.spec)
+        for seq in plan.lengths:
+            if len(self._dropped) == len(CONTENDERS):
+                break
+            self._length(plan.problem(seq))
+            if outcome.interrupted:
+                return
+        if plan.breakdown:
+            self._break_down()
+        if plan.trace is not None:
+            self._trace(plan.trace)
+
+    def close(self) -> None:
+        for worker in self._workers.values():
+            worker.close(kill=True)
+
+    def _check_weights(self) -> None:
+        """Raises ModelError where the processes together will not hold the model."""
+        free = memory.available()
+        # In each it exists twice: when it is made, and packed by fastbert.
+        needed = 2 * len(CONTENDERS) * self._plan.architecture.weights * torch.float32.itemsize
+        if free is not None and needed > free:
+            raise ModelError(
+                f"{len(CONTENDERS)} processes with the model {self._plan.spec.model} need about {gib(needed)} of memory, and "
+                f"{gib(free)} are free; choose fewer --layers"
+            )
+
+    # ---- a length ----
+
+    def _length(self, problem: Problem) -> None:
+        calls: dict[str, FirstCall] = {}
+        for name in CONTENDERS:
+            self._before(f"{problem.batch}×{problem.seq}: {name}")
+            if name in self._dropped:
+                continue
+            try:
+                self._expect(name, problem)
+                calls[name] = self._workers[name].first_call(problem, self._plan.time_limit)
+                self._seen[name].append((problem, calls[name]))
+            except Stopped as stopped:
+                self._dropped[name] = problem.seq, str(stopped)
+        checks = self._check(calls)
+        timed: dict[str, Any] = {name: self._workers[name] for name in calls if checks[name].status == OK}
+        self._before(f"{problem.batch}×{problem.seq}: timing")
+        timing = Timing({}, {}, {}, 0, False)
+        if timed:
+            try:
+                everyone = {**timed, _PRODUCT: self._product}
+                timing = measure(everyone, BASELINE, budget_seconds=self._plan.budget_seconds, clock=WorkerClock())
+            except Stopped as stopped:  # unheard of after a first call: nobody knows whose, all else is kept
+                self._outcome.notes.append(f"at length {problem.seq} nothing was timed: {stopped}")
+        self._outcome.interrupted = timing.interrupted
+        self._outcome.points.append(self._point(problem, calls, checks, timing))
+
+    def _expect(self, name: str, problem: Problem) -> None:
+        """Raises Stopped where the call will take more than there is."""
+        needed, seconds = self._predict(name, problem)
+        worker = self._workers[name]
+        free = worker.ask("free") if self._plan.spec.device.startswith("cuda") else memory.available()
+        if needed is not None and free is not None and needed > free:
+            raise Stopped(f"out of memory: needs about {gib(needed)}, {gib(free)} free")
+        if seconds is not None and seconds > self._plan.time_limit:
+            raise Stopped(f"> {self._plan.time_limit:g} s a call: about {seconds:.0f} s")
+
+    def _predict(self, name: str, problem: Problem) -> tuple[float | None, float | None]:
+        """(bytes, seconds) of the next call, from those at shorter lengths; what it needs at least where there are none."""
+        seen = self._seen[name]
+        if len(seen) < 2:
+            return (self._scores(problem) if name == EAGER else None), None
+        found = []
+        for pick in (lambda call: call.peak, lambda call: call.seconds):
+            values = [(float(p.seq), pick(call) / p.batch) for p, call in seen[-_RECENT:] if pick(call)]
+            parts = fit_quadratic(values)
+            found.append(None if parts is None else parts.at(problem.seq) * problem.batch)
+        return found[0], found[1]
+
+    def _scores(self, problem: Problem) -> float:
+        """Bytes of eager attention's logits and probabilities of a layer, which exist together; in training those of all layers."""
+        layers = self._plan.architecture.layers if self._plan.spec.training else 1
+        elements = problem.batch * self._plan.architecture.heads * problem.seq**2
+        return float(2 * layers * elements * DTYPES[self._plan.spec.dtype].itemsize)
+
+    # ---- right or wrong ----
+
+    def _check(self, calls: Mapping[str, FirstCall]) -> dict[str, Measurement]:
+        """Contender → status, error, tolerance: against float64 where that is quick, against SDPA elsewhere."""
+        samples = {name: _tensors(call.sample) for name, call in calls.items()}
+        dtype = self._plan.spec.dtype
+        exact = None
+        if SDPA in calls and calls[SDPA].seconds <= _EXACT_SECONDS:
+            try:
+                exact = _tensors(self._workers[SDPA].ask("exact"))
+            except Stopped as stopped:
+                self._outcome.notes.append(f"no check against float64: {stopped}")
+        if exact is not None:
+            floor = FLOOR_ULPS * torch.finfo(DTYPES[dtype]).eps
+            errors = {name: errors_of(sample, exact) for name, sample in samples.items()}
+            # As in bench.cases: beyond 64 times the floor SDPA itself would be wrong.
+            allowed = [floor + TORCH_FACTOR * min(error, 64.0 * floor) for error in errors[SDPA]]
+            return {name: _checked(name, found, allowed, "float64") for name, found in errors.items()}
+        if SDPA not in calls:
+            return {name: Measurement(name, OK) for name in calls}
+        expected = samples[SDPA]
+        allowed = [_TOLERANCES[dtype]] * len(expected)
+        return {
+            name: Measurement(name, OK) if name == SDPA else _checked(name, errors_of(sample, expected), allowed, SDPA)
+            for name, sample in samples.items()
+        }
+
+    def _point(
+        self, problem: Problem, calls: Mapping[str, FirstCall], checks: Mapping[str, Measurement], timing: Timing
+    ) -> Point:
+        architecture, spec = self._plan.architecture, self._plan.spec
+        flops = architecture.flops(problem.lengths, spec.training)
+        product = timing.seconds.get(_PRODUCT)
+        rate = None if product is None else self._product.flops / product.median
+        contenders = []
+        for name in CONTENDERS:
+            if name not in calls:
+                seq, reason = self._dropped[name]
+                where = "" if seq == problem.seq else f"at {seq}: "
+                contenders.append(Measurement(name, DROPPED, where + reason))
+                continue
+            seconds, call = timing.seconds.get(name), calls[name]
+            contenders.append(
+                dataclasses.replace(
+                    checks[name],
+                    seconds=seconds,
+                    ratio=timing.ratios.get(name),
+                    calls=timing.calls.get(name, 0),
+                    peak_bytes=call.peak,
+                    total_bytes=call.total,
+                    peak_sampled=call.sampled,
+                    limit_share=None if seconds is None or rate is None else flops / seconds.median / rate,
+                )
+            )
+        return Point(problem.seq, problem.batch, problem.tokens, flops, rate, timing.rounds, contenders)
+
+    # ---- inside a call ----
+
+    def _longest(self, *names: str) -> int | None:
+        """The longest length at which all of these were measured."""
+        lengths = []
+        for point in self._outcome.points:
+            found = [point.of(name) for name in names]
+            if all(each is not None and each.seconds is not None for each in found):
+                lengths.append(point.seq)
+        return max(lengths, default=None)
+
+    def _break_down(self) -> None:
+        seq = self._longest(OURS, SDPA)
+        for name in (OURS, SDPA):
+            self._before(f"{name} by operation")
+            if seq is not None:
+                self._profile(name, seq, None)
+
+    def _trace(self, target: str) -> None:
+        self._before("trace")
+        seq = self._longest(OURS)
+        if seq is None:
+            self._outcome.notes.append("no trace: no length was measured")
+        else:
+            self._profile(OURS, seq, target)
+            self._outcome.notes.append(f"the trace is of a call at length {seq}")
+
+    def _profile(self, name: str, seq: int, trace: str | None) -> None:
+        try:
+            if not self._workers[name].alive:  # ended at a longer one
+                self._workers[name] = Worker(self._plan.spec, name, self._plan.threads)
+            found = self._workers[name].ask("operations", self._plan.problem(seq), trace)
+        except Stopped as stopped:
+            self._outcome.notes.append(f"{name} was not broken down: {stopped}")
+            return
+        if trace is None:
+            self._outcome.breakdowns.append(Breakdown(name, seq, *found))
+
+
+def _tensors(sample: list[Any]) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.asarray(each)) for each in sample]
+
+
+def _checked(name: str, errors: list[float], allowed: list[float], against: str) -> Measurement:
+    """Reported is the tensor with the largest error, one that fails before all others."""
+    pairs = zip(errors, allowed, strict=True)
+    error, tolerance = max(pairs, key=lambda pair: (not pair[0] <= pair[1], pair[0]))
+    if error <= tolerance:
+        return Measurement(name, OK, "", error, tolerance, against)
+    if not math.isfinite(error):
+        return Measurement(name, WRONG, "its result is not finite", None, tolerance, against)
+    reason = f"its difference from {against}, {error:.1e}, exceeds the tolerance {tolerance:.1e}"
+    return Measurement(name, WRONG, reason, error, tolerance, against)
