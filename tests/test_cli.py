@@ -14,7 +14,7 @@ from rich.console import Console
 
 import fastbert
 from fastbert import cli
-from fastbert.bench import tables
+from fastbert.bench import rows, tables
 from fastbert.bench.cases import SUITES
 from fastbert.bench.results import CaseResult, ContenderResult, RunResult
 from fastbert.bench.timer import Spread
@@ -47,7 +47,7 @@ def brief(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "gpu"], f"unknown suite 'gpu': choose from {', '.join(SUITES)}, all"),
+        (["--suite", "tpu"], f"unknown suite 'tpu': choose from {', '.join(SUITES)}, all"),
         (["--case", "nonsense"], "no case contains 'nonsense': fastbert bench --list names them all"),
         (["--suite", "ops", "--case", "minilm"], "no case in suite ops contains 'minilm'"),
         (["--text", "no/such/file.txt"], "cannot read no/such/file.txt: No such file or directory"),
@@ -280,6 +280,6 @@ def test_tables_fit_the_terminal(width):
 
 
 def test_numbers_read_well():
-    shown = [tables.number(value) for value in (12345.6, 100.0, 99.96, 12.34, 9.999, 1.234, 0.1234, 0.01234)]
+    shown = [rows.number(value) for value in (12345.6, 100.0, 99.96, 12.34, 9.999, 1.234, 0.1234, 0.01234)]
     assert shown == ["12,346", "100", "100", "12.3", "10.0", "1.23", "0.12", "0.0123"]
-    assert [tables.factor(value) for value in (0.0604, 0.5, 2.0, 45.67)] == ["0.06", "0.50", "2.00", "45.7"]
+    assert [rows.factor(value) for value in (0.0604, 0.5, 2.0, 45.67)] == ["0.06", "0.50", "2.00", "45.7"]

@@ -150,6 +150,7 @@ def _cpu_case(problem: Problem) -> Case:
         quick=problem.pattern == "full" and problem.seq <= 512 and not problem.training,
         budget_seconds=2.0,
         named_only=not _is_shown(problem),
+        cpu_only=True,
     )
 
 

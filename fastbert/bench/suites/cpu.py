@@ -143,6 +143,7 @@ def _model_case(suite: str, problem: Problem, precision: str, budget: float) -> 
         quick_budget_seconds=budget / 4.0,
         settle_seconds=_SETTLE_SECONDS if problem.product_flops() < _SHORT_FLOPS else 0.0,
         named_only=suite == "cpu",
+        cpu_only=True,
     )
 
 
@@ -437,6 +438,7 @@ def _attention_case(seq: int, precision: str) -> Case:
         functools.partial(_prepare_attention, seq, precision),
         budget_seconds=2.0,
         named_only=True,
+        cpu_only=True,
     )
 
 
