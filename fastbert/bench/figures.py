@@ -154,7 +154,7 @@ def attention(run: RunResult) -> list[Drawing]:
             plots.Line(name, sorted(points), ours=name in ours, dashed=name in limits) for name, points in rates.items()
         ]
         options = {"title": group, "xlabel": "tokens a sequence", "ylabel": "TFLOP/s", "log_x": True}
-        name = "attention-" + re.sub(r"[^a-z0-9]+", "-", group.lower())
+        name = "attention-" + re.sub(r"[^a-z0-9]+", "-", group.lower().removeprefix("attention "))
         found.append(Drawing(name, f"{group}, {_device(run)}", "lines", series, options))
     return found
 

@@ -14,7 +14,7 @@ HEADLINE: dict[str, dict[str, str]] = {
         "end-to-end/minilm/forward": "tokens to embeddings",
         "end-to-end/minilm/short": "one short text",
     },
-    "Models that you have: fastbert.optimize": {
+    "fastbert.optimize": {
         "families/text/sentence-transformer": "SentenceTransformer.encode, MiniLM",
         "families/BERT/inference-third": "BERT-base inference, 33 % real tokens",
         "families/BERT/training-third": "BERT-base training, 33 % real tokens",

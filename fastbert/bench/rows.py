@@ -230,14 +230,17 @@ def _unique(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pairs))
 
 
-def warnings(run: RunResult) -> list[tuple[str, str]]:
-    """(word, line): a machine that was busy before the run, one that was noisy in it, a run that was cut short."""
+def warnings(run: RunResult, named: int = _NAMED) -> list[tuple[str, str]]:
+    """(word, line): a machine that was busy before the run, one that was noisy in it, a run that was cut short.
+
+    At most `named` noisy cases are named.
+    """
     found = []
     load, cores = run.environment["load"], run.environment["cores"]
     if load is not None and load > BUSY * cores:
         line = f"the load was {load:.1f} on {cores} cores when the run began: trust only ratios with narrow ranges, or run it again"
         found.append(("busy", line))
-    line = noise(run)
+    line = noise(run, named)
     if line:
         found.append(("noisy", line))
     if run.interrupted:
@@ -245,7 +248,7 @@ def warnings(run: RunResult) -> list[tuple[str, str]]:
     return found
 
 
-def noise(run: RunResult) -> str:
+def noise(run: RunResult, named: int = _NAMED) -> str:
     """One line that says how many comparisons are undecided, and which cases spread widely; "" where none."""
     compared = [
         each.ratio
@@ -263,8 +266,7 @@ def noise(run: RunResult) -> str:
     if undecided:
         parts.append(f"{undecided} of {len(compared)} comparisons are undecided (their range contains 1)")
     if wide:
-        named = ", ".join(wide[:_NAMED]) + (f" and {len(wide) - _NAMED} more" if len(wide) > _NAMED else "")
-        parts.append(
-            f"times spread by more than ±{100 * WIDE_SPREAD:.0f} % in {len(wide)} of {len(run.cases)} cases: {named}"
-        )
+        names = ", ".join(wide[:named]) + (f" and {len(wide) - named} more" if len(wide) > named else "")
+        line = f"times spread by more than ±{100 * WIDE_SPREAD:.0f} % in {len(wide)} of {len(run.cases)} cases"
+        parts.append(f"{line}: {names}" if named else line)
     return "; ".join(parts)
