@@ -97,7 +97,7 @@ class Case:
 SUITES = {
     "ops": "single operations against torch's own",
     "attention": "attention by length against torch's own; on a GPU forward and backward, against every backend",
-    "cpu-fp32": "whole models in float32 against the CPU engines, BERT-base with 3 of its 12 layers",
+    "cpu-fp32": "whole models in float32 against the CPU engines, BERT-base with 2 of its 12 layers",
     "cpu": "the whole table against the CPU engines, in every precision: many minutes (only when asked for)",
     "end-to-end": "text to sentence embeddings on all-MiniLM-L6-v2 against transformers",
     "families": "fastbert.optimize against the models as they come, by family and padding (mostly only when asked for)",

@@ -84,8 +84,8 @@ class Comparison:
     def summary(self) -> str:
         counts = {verdict: sum(each.verdict == verdict for each in self.changes) for verdict in (SLOWER, FASTER)}
         return (
-            f"Of {len(self.changes)} comparisons {counts[SLOWER]} are slower and {counts[FASTER]} faster: ranges that do not "
-            f"overlap, and medians more than {100 * SHARE:.0f} % apart."
+            f"Comparisons: {len(self.changes)}, slower: {counts[SLOWER]}, faster: {counts[FASTER]}, that is with ranges that do "
+            f"not overlap and medians more than {100 * SHARE:.0f} % apart."
         )
 
     def confirmed(self, again: Comparison) -> Comparison:

@@ -264,7 +264,7 @@ def noise(run: RunResult, named: int = _NAMED) -> str:
     wide = sorted((name for name, spread in spreads.items() if spread > WIDE_SPREAD), key=lambda name: -spreads[name])
     parts = []
     if undecided:
-        parts.append(f"{undecided} of {len(compared)} comparisons are undecided (their range contains 1)")
+        parts.append(f"{undecided} of {len(compared)} comparisons undecided (the range contains 1)")
     if wide:
         names = ", ".join(wide[:named]) + (f" and {len(wide) - named} more" if len(wide) > named else "")
         line = f"times spread by more than ±{100 * WIDE_SPREAD:.0f} % in {len(wide)} of {len(run.cases)} cases"
