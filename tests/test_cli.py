@@ -98,7 +98,7 @@ def test_version_and_help(capsys):
     assert run(capsys, "--version") == (0, f"fastbert {fastbert.__version__}\n", "")
     status, out, _ = run(capsys, "bench", "--help")
     assert status == 0
-    for option in "suite case quick text model threads json html compare from list".split():
+    for option in ["suite", "case", "quick", "text", "model", "threads", "json", "html", "compare", "from", "list"]:
         assert f"--{option}" in out
     status, out, _ = run(capsys)
     assert status == 2 and "bench" in out and "doctor" in out

@@ -106,12 +106,12 @@ class Problem:
         return 2 * self.layers * weights * sum(self.lengths())
 
 
-def _problems(layers: dict[str, int]) -> list[tuple[Problem, float]]:
-    """With the seconds that measuring one may take."""
+def _problems(layers: dict[str, int], long: int) -> list[tuple[Problem, float]]:
+    """With the seconds that measuring one may take; `long` sequences of 512 make a batch."""
     return [
         (Problem("base", layers["base"], 8, 128, 1.0), 12.0),
         (Problem("base", layers["base"], 16, 128, 1 / 3), 12.0),
-        (Problem("base", layers["base"], 4, 512, 1.0), 12.0),
+        (Problem("base", layers["base"], long, 512, 1.0), 12.0),
         (Problem("minilm", layers["minilm"], 32, 128, 1 / 3), 8.0),
         (Problem("minilm", layers["minilm"], 1, 24, 1.0), 16.0),
     ]
@@ -120,11 +120,11 @@ def _problems(layers: dict[str, int]) -> list[tuple[Problem, float]]:
 def cases() -> list[Case]:
     found = []
     for precision in ("fp32", "bf16", "int8"):
-        for problem, budget in _problems(_LAYERS):
+        for problem, budget in _problems(_LAYERS, long=4):
             if precision == "int8" and problem.seq == 512:
                 continue
             found.append(_model_case("cpu", problem, precision, budget))
-    for problem, budget in _problems(_FEW_LAYERS):
+    for problem, budget in _problems(_FEW_LAYERS, long=2):
         found.append(_model_case("cpu-fp32", problem, "fp32", budget / 8.0))
     found += [_attention_case(seq, precision) for precision in ("fp32", "bf16") for seq in (128, 512, 4096)]
     return found
