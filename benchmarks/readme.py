@@ -5,7 +5,8 @@
 
 The results are benchmarks/results/<device>/*.json, each written by ``fastbert bench --json``: bench.json, for which README's block
 and the figures stand, by ``make bench``, the others by one suite. In README the block begins with ``<!-- results: headline -->``
-and ends with ``<!-- end -->``. A figure carries a hash of its values: it is drawn anew, by matplotlib, only where they changed.
+and ends with ``<!-- end -->``. A figure carries a hash of its values: it is drawn anew, by matplotlib, only where they
+changed; remove a file to have it drawn anew.
 """
 
 import argparse

@@ -9,7 +9,7 @@ from fastbert.bench.results import CaseResult, ContenderResult, RunResult
 
 #: Section → case → what it is. A run shows those that it has measured.
 HEADLINE: dict[str, dict[str, str]] = {
-    "Sentence embeddings, all-MiniLM-L6-v2": {
+    "all-MiniLM-L6-v2": {
         "end-to-end/minilm/text": "text to embeddings",
         "end-to-end/minilm/forward": "tokens to embeddings",
         "end-to-end/minilm/short": "one short text",

@@ -68,7 +68,7 @@ def _tiles(run: RunResult) -> list[dict[str, Any]]:
                 "section": each.section,
                 "value": ratio_text(each.ours.ratio),
                 "title": each.title,
-                "against": f"against {each.case.baseline}",
+                "against": f"against: {each.case.baseline}",
                 "range": "no winner: " * (verdict == "undecided") + range_text(each.ours.ratio),
                 "verdict": verdict,
             }

@@ -120,8 +120,8 @@ def bars(
 ) -> str:
     """The SVG of horizontal bars, from above: name → (value, low, high), the range as a whisker. Raises PlotsUnavailable.
 
-    `reference` is drawn as a line: a ratio of 1 is the baseline's speed. A bar whose range contains it is grey and marked with ~.
-    With `log_x` the bars begin there.
+    `reference` is drawn as a line: a ratio of 1 is the baseline's speed. A bar whose range contains 1 is grey and marked with ~.
+    With `log_x` the bars begin at 1.
     """
     require()
     import matplotlib
@@ -129,7 +129,7 @@ def bars(
     with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
         figure, axes = _figure(_WIDTH, 0.9 + 0.38 * len(rows))
         for at, (name, bar) in enumerate(rows.items()):
-            _bar(axes, at, 0.4, bar, _OURS if name in ours else _OTHERS[-1], reference, log_x)
+            _bar(axes, at, 0.4, bar, _OURS if name in ours else _OTHERS[-1], log_x, grey=True)
             _label(axes, at - 0.27, name)
         axes.set_ylim(len(rows) - 0.6, -0.85)  # from above
         _finish_bars(axes, [high for _, _, high in rows.values()], title, xlabel, reference, log_x)
@@ -158,7 +158,7 @@ def grouped_bars(
         for at, group in enumerate(rows.values()):
             for index, name in enumerate(name for name in names if name in group):
                 place = at + (index - 0.5 * (len(group) - 1)) * height
-                drawn[name] = _bar(axes, place, 0.86 * height, group[name], colours[name], None, False)
+                drawn[name] = _bar(axes, place, 0.86 * height, group[name], colours[name], log_x=False, grey=False)
         for at, name in enumerate(rows):
             _label(axes, at - 0.37, name)
         axes.set_ylim(len(rows) - 0.6, -0.75)  # from above
@@ -175,19 +175,19 @@ def _bar(
     height: float,
     bar: tuple[float, float, float],
     colour: str,
-    reference: float | None,
     log_x: bool,
+    grey: bool,
 ) -> Any:
-    """One horizontal bar with its range and its value behind it."""
+    """One horizontal bar with its range and its value behind it; ~, and `grey` if asked, where its range contains 1."""
     value, low, high = bar
-    undecided = reference is not None and low <= reference <= high
-    left = (reference or 1.0) if log_x else 0.0
+    undecided = low < high and low <= 1.0 <= high
+    left = 1.0 if log_x else 0.0
     drawn = axes.barh(
         at,
         value - left,
         left=left,
         height=height,
-        color=_UNDECIDED if undecided else colour,
+        color=_UNDECIDED if undecided and grey else colour,
         xerr=[[max(0.0, value - low)], [max(0.0, high - value)]],
         error_kw={"elinewidth": 1.0, "alpha": 0.6, "ecolor": _INK},
     )
