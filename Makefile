@@ -7,12 +7,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CSRC := $(shell find csrc tests/fuzz -name '*.cpp' -o -name '*.h')
 RESULT ?= build/bench.json
+PAGE ?= build/bench.html
 
-.PHONY: bench test versions lint types unit format install extension wheel sdist aot gpu sanitize fuzz libfuzzer clean
+.PHONY: bench bench-compare test versions lint types unit format install extension wheel sdist aot gpu sanitize fuzz libfuzzer clean
 
 bench: install $(VENV)/.peers
 	@mkdir -p $(dir $(RESULT))
-	$(BIN)/fastbert bench --json $(RESULT) $(BENCH_ARGS)
+	$(BIN)/fastbert bench --json $(RESULT) --html $(PAGE) $(BENCH_ARGS)
+
+# Is anything slower than in the committed result of this device? Exit status 1 where it is, also when measured again.
+bench-compare: install $(VENV)/.peers
+	@mkdir -p $(dir $(RESULT))
+	$(BIN)/fastbert bench --json $(RESULT) --html $(PAGE) --compare benchmarks/results $(BENCH_ARGS)
 
 test: lint types unit
 
@@ -44,12 +50,11 @@ versions: install
 	PYTHONPATH=$(CURDIR)/build/oldest $(BIN)/pytest $(INTEGRATIONS) $(PYTEST_ARGS)
 	$(BIN)/pytest $(INTEGRATIONS) $(PYTEST_ARGS)
 
-# On a machine with a GPU. Plots where matplotlib is installed.
+# On a machine with a GPU.
 gpu: install
 	$(BIN)/pytest -m gpu $(PYTEST_ARGS)
 	@mkdir -p build
-	$(BIN)/fastbert bench --json build/bench-gpu.json $(BENCH_ARGS)
-	-$(BIN)/python benchmarks/plot.py build/bench-gpu.json build/plots
+	$(BIN)/fastbert bench --suite gpu --json build/bench-gpu.json --html build/bench-gpu.html $(BENCH_ARGS)
 
 # The tokenizer on random and malformed texts, under AddressSanitizer and UBSan, and the comparison with tokenizers at length.
 # FUZZ_ARGS="100000 7" are how many texts, and the seed.

@@ -176,7 +176,7 @@ own = [name for name in find_packages(str(ROOT), include=["fastbert", "fastbert.
 setup(
     packages=sorted({*own, *kernels}),
     package_dir={"fastbert": "fastbert", "fastbert.kernels": "kernels"},
-    package_data={"fastbert": ["py.typed", "*.pyi"]},
+    package_data={"fastbert": ["py.typed", "*.pyi"], "fastbert.bench": ["*.html"]},
     include_package_data=False,
     ext_modules=[] if NO_EXTENSION else [Extension("fastbert._C", sources=[])],
     cmdclass={"build": CheckedBuild, "build_ext": NinjaBuildExt},

@@ -11,25 +11,36 @@ import pytest
 import torch
 
 from fastbert.bench import limits
-from fastbert.bench.cases import LIMIT, Case, CaseUnavailable, Check, Prepared, Settings, all_cases
+from fastbert.bench.cases import LIMIT, Case, CaseUnavailable, Check, Prepared, Settings, all_cases, select
+from fastbert.bench.environment import describe
 
-_QUICK = "only the cases and texts of fastbert bench --quick"
+_NOT_MEASURED = pytest.StashKey[dict[str, str]]()  # "case: contender" → why
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastbert")
     group.addoption("--fastbert-device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    group.addoption("--fastbert-quick", action="store_true", help=_QUICK)
+    group.addoption("--fastbert-quick", action="store_true", help="only the cases and texts of fastbert bench --quick")
+    group.addoption(
+        "--fastbert-all", action="store_true", help="also the cases that fastbert bench measures only when asked for"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_NOT_MEASURED] = {}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test for each case of the module's SUITE and each of its contenders."""
-    suite = metafunc.module.SUITE
-    quick = metafunc.config.getoption("--fastbert-quick")
-    cases = [case for case in all_cases() if case.suite == suite and (case.quick or not quick)]
+    """A test for each case whose name begins as one of the module's CASES, and each of its contenders."""
+    config = metafunc.config
+    cases = all_cases()
+    if not config.getoption("--fastbert-all"):
+        device, quick = config.getoption("--fastbert-device"), config.getoption("--fastbert-quick")
+        cases = select(cases, quick=quick, device=device)
     values = [
-        pytest.param(case, name, id=f"{case.name.removeprefix(suite + '/')}-{name}")
+        pytest.param(case, name, id=f"{case.name}-{name}")
         for case in cases
+        if case.name.startswith(metafunc.module.CASES)
         for name in case.contenders
     ]
     metafunc.parametrize(("case", "contender"), values)
@@ -44,19 +55,22 @@ def _prepared(case: Case, settings: Settings) -> tuple[Prepared, dict[str, Check
 @pytest.fixture
 def run_contender(request: pytest.FixtureRequest, benchmark: Callable[..., object]) -> Callable[[Case, str], None]:
     """Check one contender of a case against float64, then time it."""
-    settings = Settings(
-        device=request.config.getoption("--fastbert-device"), quick=request.config.getoption("--fastbert-quick")
-    )
+    config = request.config
+    settings = Settings(device=config.getoption("--fastbert-device"), quick=config.getoption("--fastbert-quick"))
     if settings.device != "cpu" and not torch.cuda.is_available():
         pytest.skip(f"no device {settings.device}")
+
+    def not_measured(what: str, why: str) -> None:
+        config.stash[_NOT_MEASURED][what] = why
+        pytest.skip(f"not measured: {why}")
 
     def run(case: Case, name: str) -> None:
         try:
             prepared, checks = _prepared(case, settings)
         except CaseUnavailable as reason:
-            pytest.skip(f"not measured: {reason}")
+            not_measured(case.name, str(reason))
         if name in prepared.not_measured:
-            pytest.skip(f"not measured: {prepared.not_measured[name]}")
+            not_measured(f"{case.name}: {name}", prepared.not_measured[name])
         contender = next(each for each in prepared.contenders if each.name == name)
         check = checks[name]
         assert check.passed, f"error {check.error}, tolerance {check.tolerance} {check.message}"
@@ -87,3 +101,20 @@ def _add_share(info: dict[str, object], prepared: Prepared, seconds: float, devi
         products = f"torch.mm, {str(prepared.flops_dtype).removeprefix('torch.')}" if prepared.flops else ""
         copies = "a copy of the same bytes" if prepared.bytes else ""
         info["share_of"] = " or ".join(filter(None, (products, copies)))
+
+
+@pytest.hookimpl(optionalhook=True)  # unknown where pytest-benchmark is missing
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, object]) -> None:
+    """What `fastbert bench --json` says of the machine, and what is missing, in pytest-benchmark's file too."""
+    output_json["fastbert"] = {
+        "environment": describe(config.getoption("--fastbert-device"), ["pytest", *config.invocation_params.args]),
+        "not_measured": config.stash[_NOT_MEASURED],
+    }
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    missing = config.stash[_NOT_MEASURED]
+    if missing:
+        terminalreporter.section("not measured")
+        for what, why in missing.items():
+            terminalreporter.line(f"{what}: {why}")

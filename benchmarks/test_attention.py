@@ -1,6 +1,6 @@
-"""Attention by length, on a GPU: `pytest benchmarks/test_attention.py --benchmark-only --fastbert-device cuda`."""
+"""Attention: prefill by length, packed and dense, and decoding: `pytest benchmarks/test_attention.py --benchmark-only`."""
 
-SUITE = "attention"
+CASES = ("ops/attention", "attention/")
 
 
 def test_attention(case, contender, run_contender):

@@ -1,7 +1,9 @@
 """The cases themselves: every contender right, and those that are announced the ones that come."""
 
+import ast
 import itertools
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,6 +220,27 @@ def test_rows_from_text_are_right(case, tmp_path):
     prepared = CASES[case].prepare(Settings(model=str(folder), text=str(file)))
     for contender, check in prepared.check().items():
         assert check.passed and check.error > 0.0, (contender, check)
+
+
+def test_every_case_has_one_file_in_benchmarks():
+    found = []
+    for file in (Path(__file__).resolve().parents[1] / "benchmarks").glob("test_*.py"):
+        (begins,) = (
+            ast.literal_eval(node.value)
+            for node in ast.parse(file.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.Assign) and node.targets[0].id == "CASES"
+        )
+        found += [name for name in CASES if name.startswith(begins)]
+        assert all(any(name.startswith(begin) for name in CASES) for begin in begins), file
+    assert sorted(found) == sorted(CASES)
+
+
+def test_the_suite_gpu_has_what_computes_on_a_gpu():
+    chosen = select(all_cases(), suite="gpu")
+    everything = select(all_cases(), device="cuda")
+    assert {case.suite for case in chosen} == {"ops", "attention", "end-to-end", "families"}
+    assert [case.name for case in everything if case.suite != "tokenizer"] == [case.name for case in chosen]
+    assert any(case.cuda_only for case in chosen) and not any(case.cpu_only or case.named_only for case in chosen)
 
 
 def test_long_tables_are_only_measured_when_asked_for():

@@ -230,8 +230,8 @@ def test_register():
     assert {case.suite for case in select(cases, suite="ops")} == {"ops"}
     assert all("layer_norm/24x" in case.name for case in select(cases, case="layer_norm/24x"))
     assert 0 < len(select(cases, quick=True)) < len(cases)
-    with pytest.raises(UnknownSelection, match=f"unknown suite 'gpu': choose from {', '.join(SUITES)}, all"):
-        select(cases, suite="gpu")
+    with pytest.raises(UnknownSelection, match=f"unknown suite 'tpu': choose from {', '.join(SUITES)}, all"):
+        select(cases, suite="tpu")
     with pytest.raises(UnknownSelection, match="no case in suite ops contains 'minilm'"):
         select(cases, suite="ops", case="minilm")
 

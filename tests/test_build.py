@@ -20,6 +20,7 @@ PACKAGE_FILES = {
     "fastbert/__init__.py",
     "fastbert/py.typed",
     "fastbert/_C.pyi",
+    "fastbert/bench/page.html",
     "fastbert/cpu/layer_norm.py",
     "fastbert/integrations/transformers/attention.py",
     "fastbert/models/sentence_encoder.py",

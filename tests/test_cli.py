@@ -14,10 +14,12 @@ from rich.console import Console
 
 import fastbert
 from fastbert import cli
-from fastbert.bench import tables
+from fastbert.bench import rows, tables
 from fastbert.bench.cases import SUITES
-from fastbert.bench.results import CaseResult, ContenderResult, RunResult
+from fastbert.bench.results import RunResult
 from fastbert.bench.timer import Spread
+from tests.bench_samples import case, contender, mixed_run
+from tests.bench_samples import run as a_run
 
 TINY = "ops/layer_norm/24x768-fp32"
 
@@ -47,7 +49,7 @@ def brief(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "gpu"], f"unknown suite 'gpu': choose from {', '.join(SUITES)}, all"),
+        (["--suite", "tpu"], f"unknown suite 'tpu': choose from {', '.join(SUITES)}, all"),
         (["--case", "nonsense"], "no case contains 'nonsense': fastbert bench --list names them all"),
         (["--suite", "ops", "--case", "minilm"], "no case in suite ops contains 'minilm'"),
         (["--text", "no/such/file.txt"], "cannot read no/such/file.txt: No such file or directory"),
@@ -57,6 +59,14 @@ def brief(monkeypatch):
         (["--model", "{gpt}"], "fastbert cannot read the model"),
         (["--json", "no/such/folder/result.json"], "cannot write no/such/folder/result.json"),
         (["--json", "{folder}"], "it is a folder"),
+        (["--html", "no/such/folder/page.html"], "cannot write no/such/folder/page.html"),
+        (["--suite", "gpu", "--device", "cpu"], "the suite gpu needs a CUDA device"),
+        (["--from", "no/such.json"], "cannot read no/such.json"),
+        (["--from", "{text}"], "not a benchmark result"),
+        (["--from", "x.json", "--quick", "--json", "y.json"], "leave out --quick, --json"),
+        (["--compare", "no/such.json"], "no result in no/such.json: there is no such file or folder"),
+        (["--compare", "{text}"], "not a benchmark result"),
+        (["--compare", "{folder}"], "has no result of this device"),
         (["--threads", "0"], "argument --threads: 0 is too few, at least 1"),
         (["--threads", "two"], "argument --threads: 'two' is not a whole number"),
         (["--device", "tpu"], "unknown device 'tpu'"),
@@ -88,8 +98,8 @@ def test_version_and_help(capsys):
     assert run(capsys, "--version") == (0, f"fastbert {fastbert.__version__}\n", "")
     status, out, _ = run(capsys, "bench", "--help")
     assert status == 0
-    for option in ("--suite", "--case", "--quick", "--text", "--model", "--threads", "--json", "--list"):
-        assert option in out
+    for option in ["suite", "case", "quick", "text", "model", "threads", "json", "html", "compare", "from", "list"]:
+        assert f"--{option}" in out
     status, out, _ = run(capsys)
     assert status == 2 and "bench" in out and "doctor" in out
 
@@ -168,13 +178,63 @@ def test_ctrl_c_keeps_what_was_measured(capsys, tmp_path, monkeypatch):
 
     cases = [dataclasses.replace(first, budget_seconds=0.0), dataclasses.replace(second, prepare=interrupted)]
     monkeypatch.setattr(cli.bench, "all_cases", lambda: cases)
-    file = tmp_path / "result.json"
-    status, out, _ = run(capsys, "bench", "--suite", "ops", "--json", str(file))
+    file, html = tmp_path / "result.json", tmp_path / "page.html"
+    status, out, _ = run(capsys, "bench", "--suite", "ops", "--json", str(file), "--html", str(html))
     assert status == 130
+    page = html.read_text(encoding="utf-8")
+    assert "interrupted" in page and "fastbert.functional" in page
     result = RunResult.from_json(file.read_text(encoding="utf-8"))
     assert result.interrupted
     assert [case.name for case in result.cases] == [first.name]
     assert "interrupted" in out and "fastbert.functional" in out
+
+
+def test_ctrl_c_before_the_first_result_still_writes(capsys, tmp_path, monkeypatch):
+    import dataclasses
+
+    from fastbert.bench.cases import all_cases
+
+    def interrupted(settings):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(cli.bench, "all_cases", lambda: [dataclasses.replace(all_cases()[0], prepare=interrupted)])
+    file, html = tmp_path / "result.json", tmp_path / "page.html"
+    status, _, _ = run(capsys, "bench", "--json", str(file), "--html", str(html))
+    assert status == 130
+    assert RunResult.from_json(file.read_text(encoding="utf-8")).interrupted
+    assert "Nothing was measured" in html.read_text(encoding="utf-8")
+
+
+def stored(path, ratio):
+    path.write_text(a_run(case(TINY, [contender(ratio=ratio)])).to_json(), encoding="utf-8")
+    return str(path)
+
+
+def test_a_stored_result_is_shown_and_compared(capsys, tmp_path):
+    old, new, html = stored(tmp_path / "old.json", 2.0), stored(tmp_path / "new.json", 1.5), tmp_path / "page.html"
+    status, out, err = run(capsys, "bench", "--from", old, "--html", str(html))
+    assert status == 0 and "2.00×" in out and err == f"written to {html}\n"
+    assert "2.00×" in html.read_text(encoding="utf-8")
+    status, out, _ = run(capsys, "bench", "--from", new, "--compare", old)
+    assert status == 1 and "slower" in out and "slower: 1, faster: 0" in " ".join(out.split())
+    assert run(capsys, "bench", "--from", old, "--compare", new)[0] == 0
+
+
+@pytest.mark.parametrize(("ratio", "status"), [(1e6, 1), (1e-6, 0)], ids=["slower", "faster"])
+def test_a_run_is_compared_and_suspects_measured_again(ratio, status, capsys, tmp_path, monkeypatch, brief):
+    from fastbert.bench import run as bench_run
+
+    measured = []
+    real = bench_run.run_case
+    monkeypatch.setattr(bench_run, "run_case", lambda case, *rest: measured.append(case.name) or real(case, *rest))
+    file = tmp_path / "old.json"
+    baseline = next(each for each in cli.bench.all_cases() if each.name == TINY).prepare(cli.bench.Settings()).baseline
+    old = case(TINY, [contender(ratio=ratio)], baseline=baseline)
+    file.write_text(a_run(old, case("ops/dropped/1", [contender(ratio=1.0)])).to_json(), encoding="utf-8")
+    found, out, _ = run(capsys, "bench", "--case", TINY, "--compare", str(file))
+    assert found == status
+    assert measured == [TINY] * (1 + status)
+    assert "ops/dropped" not in out  # it was not asked for
 
 
 WITHOUT_RICH = """
@@ -208,56 +268,10 @@ def test_without_rich():
     assert listed[0] == 0 and TINY in listed[1]
 
 
-def a_result(**fields):
-    def contender(name, role, ratio, **changes):
-        spread = None if ratio is None else Spread(ratio, ratio * 0.99, ratio * 1.01, ratio * 0.9, ratio * 1.1)
-        time = None if ratio is None else Spread(*[1e-3 / ratio] * 5)
-        values = dict(
-            status="ok", implementation="", error=1e-7, tolerance=1e-6, message="", seconds=time, ratio=spread, calls=1
-        )
-        return ContenderResult(name=name, role=role, **{**values, **changes})
-
-    contenders = [
-        contender("fastbert.functional", "ours", 2.5, implementation="C++ (avx512)"),
-        contender("fastbert, undecided", "ours", 1.05),
-        contender(
-            "fastbert, wrong",
-            "ours",
-            None,
-            status="wrong",
-            error=0.5,
-            message="its error 5.0e-01 exceeds the tolerance",
-        ),
-        contender("torch add.out, native_layer_norm.out", "peer", 1.0),
-        contender("copy, reused output", "limit", 9.0, error=None, tolerance=None),
-    ]
-    case = CaseResult(
-        name="ops/x/16384x768-bf16",
-        suite="ops",
-        group="add_layer_norm",
-        title="16384×768 bf16",
-        baseline="torch add.out, native_layer_norm.out",
-        contenders=contenders,
-        not_measured={"onnxruntime": "not installed"},
-        notes=["a note"],
-        error_unit="share of the largest value",
-        bytes=10**8,
-        flops=None,
-        items=16384,
-        item_unit="rows",
-        rounds=5,
-        interrupted=False,
-        failed=False,
-    )
-    from fastbert.bench.environment import describe
-
-    return RunResult({**describe(), "load": 0.0}, {}, [case], **fields)
-
-
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_tables_fit_the_terminal(width):
     console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    tables.print_run(console, a_result(interrupted=True))
+    tables.print_run(console, mixed_run(interrupted=True))
     text = console.export_text()
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
@@ -280,6 +294,6 @@ def test_tables_fit_the_terminal(width):
 
 
 def test_numbers_read_well():
-    shown = [tables.number(value) for value in (12345.6, 100.0, 99.96, 12.34, 9.999, 1.234, 0.1234, 0.01234)]
+    shown = [rows.number(value) for value in (12345.6, 100.0, 99.96, 12.34, 9.999, 1.234, 0.1234, 0.01234)]
     assert shown == ["12,346", "100", "100", "12.3", "10.0", "1.23", "0.12", "0.0123"]
-    assert [tables.factor(value) for value in (0.0604, 0.5, 2.0, 45.67)] == ["0.06", "0.50", "2.00", "45.7"]
+    assert [rows.factor(value) for value in (0.0604, 0.5, 2.0, 45.67)] == ["0.06", "0.50", "2.00", "45.7"]

@@ -89,6 +89,7 @@ class Case:
     budget_seconds: float = 1.0
     quick_budget_seconds: float = 0.35
     cuda_only: bool = False  # left out of "all" on other devices
+    cpu_only: bool = False  # left out of "all" on other devices
     settle_seconds: float = 0.0  # nothing runs for so long before a sample, see timer.measure
     named_only: bool = False  # left out of "all"
 
@@ -96,13 +97,18 @@ class Case:
 SUITES = {
     "ops": "single operations against torch's own",
     "attention": "attention by length against torch's own; on a GPU forward and backward, against every backend",
-    "cpu-fp32": "whole models in float32 against the CPU engines, BERT-base with 3 of its 12 layers",
+    "cpu-fp32": "whole models in float32 against the CPU engines, BERT-base with 2 of its 12 layers",
     "cpu": "the whole table against the CPU engines, in every precision: many minutes (only when asked for)",
     "end-to-end": "text to sentence embeddings on all-MiniLM-L6-v2 against transformers",
     "families": "fastbert.optimize against the models as they come, by family and padding (mostly only when asked for)",
     "generation": "GPT-2 that writes, against transformers and CTranslate2 (CPU)",
     "tokenizer": "text to token ids against tokenizers, transformers and nanotoken (CPU, one thread)",
+    "gpu": "all of these that compute on a GPU, which it needs",
 }
+GPU_SUITE = "gpu"  # the one suite that no case names as its own
+
+
+_CPU_SUITES = ("cpu", "cpu-fp32", "tokenizer")
 
 
 class UnknownSelection(ValueError):
@@ -148,23 +154,23 @@ def select(
 ) -> list[Case]:
     """The cases of a suite whose name contains `case`; with `quick` and no `case` only the quick ones.
 
-    Cases for CUDA alone are left out on another device, unless their suite has no others or one is asked for by name; those for
-    CPUs on CUDA, and long ones everywhere, unless their suite or one of them is asked for.
+    Cases for one kind of device are left out on the other, unless their suite has no others or one is asked for by name; long ones
+    everywhere, unless their suite or one of them is asked for. The suite "gpu" has those of all that are for GPUs.
     """
     if suite != "all" and suite not in SUITES:
         raise UnknownSelection(f"unknown suite '{suite}': choose from {', '.join(SUITES)}, all")
-    chosen = [each for each in cases if suite in ("all", each.suite)]
+    gpu = suite == GPU_SUITE
+    chosen = [each for each in cases if suite in ("all", each.suite) or (gpu and each.suite not in _CPU_SUITES)]
     if case is not None:
         matching = [each for each in chosen if case in each.name]
         if not matching:
             where = "" if suite == "all" else f" in suite {suite}"
             raise UnknownSelection(f"no case{where} contains '{case}': fastbert bench --list names them all")
         return matching
-    cuda = device.startswith("cuda")
-    if not cuda:
-        chosen = [each for each in chosen if not each.cuda_only] or chosen
-    if suite == "all":
-        chosen = [each for each in chosen if not each.named_only and not (cuda and each.suite.startswith("cpu"))]
+    cuda = gpu or device.startswith("cuda")
+    chosen = [each for each in chosen if not (each.cpu_only if cuda else each.cuda_only)] or chosen
+    if suite == "all" or gpu:
+        chosen = [each for each in chosen if not each.named_only]
     return [each for each in chosen if each.quick] if quick else chosen
 
 

@@ -26,6 +26,7 @@ PACKAGES = (
     "onnxruntime",
     "openvino",
     "ctranslate2",
+    "nanotoken",
 )
 
 

@@ -1,13 +1,14 @@
 """Figures as SVG, drawn with matplotlib: for the HTML page, for files, for README.
 
 The same values give the same file with the same matplotlib: no date, no random identifiers. Text stays text, so that a page can be
-searched. Colours tell apart under the common colour blindnesses (Okabe and Ito, "Color Universal Design", 2008), and on white as
-on dark backgrounds.
+searched. Lines and text take the colour of the page around them, and a file of its own follows the reader's scheme, light or dark.
+The other colours tell apart under the common colour blindnesses (Okabe and Ito, "Color Universal Design", 2008), on both.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,10 @@ NEEDS_MATPLOTLIB = "plots need matplotlib, which is not installed: pip install '
 _OURS = "#0072b2"
 _OTHERS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
 _FEW_DECADES = 1e3
+_UNDECIDED = "#8c8c8c"
+_INK = "#010203"  # what becomes the colour of the text around the figure
+_FILE_STYLE = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#d1d7e0}}</style>"
+_WIDTH = 6.4  # inches; narrow enough that its text can be read on a phone
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fastbert",
@@ -31,6 +36,10 @@ _STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
 }
 
 
@@ -71,7 +80,7 @@ def lines(
     from matplotlib.ticker import LogLocator, NullFormatter
 
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(7.0, 4.2)
+        figure, axes = _figure(_WIDTH, 3.9)
         others = 0
         for line in series:
             colour = _OURS if line.ours else _OTHERS[others % len(_OTHERS)]
@@ -102,7 +111,7 @@ def lines(
         else:
             axes.set_ylim(bottom=0.0)
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.set_title(title, loc="left", fontsize="medium", fontweight="bold")
+        _title(axes, title)
         axes.legend(fontsize="small")
         return _svg(figure)
 
@@ -114,29 +123,116 @@ def bars(
     xlabel: str,
     ours: frozenset[str] = frozenset(),
     reference: float | None = 1.0,
+    log_x: bool = False,
 ) -> str:
     """The SVG of horizontal bars, from above: name → (value, low, high), the range as a whisker. Raises PlotsUnavailable.
 
-    `reference` is drawn as a line: a ratio of 1 is the baseline's speed.
+    `reference` is drawn as a line: a ratio of 1 is the baseline's speed. A bar whose range contains 1 is grey and marked with ~.
+    With `log_x` the bars begin at 1.
     """
     require()
     import matplotlib
 
     with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
-        figure, axes = _figure(7.0, 0.9 + 0.34 * len(rows))
-        for at, (name, (value, low, high)) in enumerate(rows.items()):
-            colour = _OURS if name in ours else _OTHERS[-1]
-            whisker = [[max(0.0, value - low)], [max(0.0, high - value)]]
-            axes.barh(at, value, height=0.66, color=colour, xerr=whisker, error_kw={"elinewidth": 1.0, "alpha": 0.6})
-            axes.text(high, at, f"  {value:.2f}×", va="center", fontsize="small")
-        axes.set_yticks(range(len(rows)), list(rows))
-        axes.invert_yaxis()
-        axes.set_xlim(0.0, 1.15 * max((high for _, _, high in rows.values()), default=1.0))
-        if reference is not None:
-            axes.axvline(reference, color="#8c8c8c", linewidth=1.0, linestyle="--")
-        axes.set(xlabel=xlabel)
-        axes.set_title(title, loc="left", fontsize="medium", fontweight="bold")
+        figure, axes = _figure(_WIDTH, 0.9 + 0.38 * len(rows))
+        for at, (name, bar) in enumerate(rows.items()):
+            _bar(axes, at, 0.4, bar, _OURS if name in ours else _OTHERS[-1], log_x, grey=True)
+            _label(axes, at - 0.27, name)
+        axes.set_ylim(len(rows) - 0.6, -0.85)  # from above
+        _finish_bars(axes, [high for _, _, high in rows.values()], title, xlabel, reference, log_x)
         return _svg(figure)
+
+
+def grouped_bars(
+    rows: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    *,
+    title: str,
+    xlabel: str,
+    ours: str = "",
+    reference: float | None = 1.0,
+) -> str:
+    """The SVG of groups of bars: group → contender → (value, low, high); a colour a contender. Raises PlotsUnavailable."""
+    require()
+    import matplotlib
+
+    names = list(dict.fromkeys(name for group in rows.values() for name in group))
+    others = iter(_OTHERS * len(names))
+    colours = {name: _OURS if name == ours else next(others) for name in names}
+    height = 0.7 / max(1, len(names))
+    with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
+        figure, axes = _figure(_WIDTH, 1.3 + 0.19 * len(rows) * (len(names) + 1.5))
+        drawn = {}
+        for at, group in enumerate(rows.values()):
+            for index, name in enumerate(name for name in names if name in group):
+                place = at + (index - 0.5 * (len(group) - 1)) * height
+                drawn[name] = _bar(axes, place, 0.86 * height, group[name], colours[name], log_x=False, grey=False)
+        for at, name in enumerate(rows):
+            _label(axes, at - 0.37, name)
+        axes.set_ylim(len(rows) - 0.6, -0.75)  # from above
+        _finish_bars(
+            axes, [bar[2] for group in rows.values() for bar in group.values()], title, xlabel, reference, False
+        )
+        figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=3, fontsize="small")
+        return _svg(figure)
+
+
+def _bar(
+    axes: Axes,
+    at: float,
+    height: float,
+    bar: tuple[float, float, float],
+    colour: str,
+    log_x: bool,
+    grey: bool,
+) -> Any:
+    """One horizontal bar with its range and its value behind it; ~, and `grey` if asked, where its range contains 1."""
+    value, low, high = bar
+    undecided = low < high and low <= 1.0 <= high
+    left = 1.0 if log_x else 0.0
+    drawn = axes.barh(
+        at,
+        value - left,
+        left=left,
+        height=height,
+        color=_UNDECIDED if undecided and grey else colour,
+        xerr=[[max(0.0, value - low)], [max(0.0, high - value)]],
+        error_kw={"elinewidth": 1.0, "alpha": 0.6, "ecolor": _INK},
+    )
+    label = f"  {'~' if undecided else ''}{value:.2f}×" if value < 99.5 else f"  {value:,.0f}×"
+    axes.text(max(high, left), at, label, va="center", fontsize="small")
+    return drawn
+
+
+def _label(axes: Axes, at: float, name: str) -> None:
+    """Above its bars: names are long, and phones narrow."""
+    axes.text(0.012, at, name, transform=axes.get_yaxis_transform(), va="bottom", fontsize="small", zorder=4)
+
+
+def _finish_bars(
+    axes: Axes, ends: Sequence[float], title: str, xlabel: str, reference: float | None, log_x: bool
+) -> None:
+    axes.set_yticks([])
+    end = max(ends, default=1.0)
+    if log_x:
+        axes.set_xscale("log")
+        axes.set_xlim(right=end**1.25)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    else:
+        axes.set_xlim(0.0, 1.18 * end)
+    if reference is not None:
+        axes.axvline(reference, color="#8c8c8c", linewidth=1.0, linestyle="--")
+    axes.set(xlabel=xlabel)
+    _title(axes, title)
+
+
+def _title(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize="medium", fontweight="bold")
+
+
+def standalone(svg: str, comment: str) -> str:
+    """A drawn figure as a file: it names its colours, for there is no page around it, and carries a comment."""
+    start = svg.index(">") + 1
+    return f'<?xml version="1.0" encoding="utf-8"?>\n<!-- {comment} -->\n{svg[:start]}\n {_FILE_STYLE}{svg[start:]}'
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -147,7 +243,9 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure) -> str:
-    """From the element <svg> on, as it stands in a page."""
+    """From the element <svg> on, as it stands in a page: without names that another figure has too."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    svg = text.getvalue()[text.getvalue().index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return re.sub(r' id="[\w.]+_\d+"', "", svg.replace(_INK, "currentColor"))

@@ -6,9 +6,10 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fastbert.bench.cases import SUITES, Case, CaseUnavailable, Settings, UnknownSelection, all_cases, select
+from fastbert.bench.cases import GPU_SUITE, SUITES, Case, CaseUnavailable, Settings, UnknownSelection, all_cases, select
 from fastbert.cli._common import (
     INTERRUPTED,
     OK,
@@ -20,6 +21,10 @@ from fastbert.cli._common import (
     progress,
     require_rich,
 )
+
+if TYPE_CHECKING:
+    from fastbert.bench.compare import Comparison
+    from fastbert.bench.results import RunResult
 
 _SUITES = (*SUITES, "all")
 
@@ -48,6 +53,8 @@ def add_parser(commands: Any) -> None:
               fastbert bench --quick --json result.json       everything in brief, and a result file
               fastbert bench --suite ops --case layer_norm    the cases of one operation
               fastbert bench --suite end-to-end --text my.txt the model on your own texts
+              fastbert bench --json new.json --compare old.json   is anything slower than it was?
+              fastbert bench --from result.json --html page.html  a page of a result that is there
             """
         ),
     )
@@ -77,17 +84,27 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: torch's choice)")
     parser.add_argument("--json", metavar="FILE", help="write the result, with environment and versions, to this file")
+    parser.add_argument("--html", metavar="FILE", help="write the result as one page: tables, plots, environment")
+    parser.add_argument(
+        "--compare",
+        metavar="PATH",
+        help="hold the ratios against those of another result: a file, or a folder with a folder for each device, as "
+        "benchmarks/results; what seems slower is measured again, and the exit status is 1 where it is slower again",
+    )
+    parser.add_argument(
+        "--from", dest="stored", metavar="FILE", help="measure nothing: show this result, which --json has written"
+    )
 
 
 def run(options: argparse.Namespace, command: list[str]) -> int:
-    """Measure, print, write; the exit status."""
+    """Measure or read, print, write; the exit status."""
     if options.suite not in _SUITES:
         raise BadInput(f"unknown suite '{options.suite}': choose from {', '.join(_SUITES)}")
     if not options.list:
         require_rich()
-    if options.json is not None:
-        check_output("--json", options.json)
-
+    _check_outputs(options)
+    if options.stored is not None:
+        return _report(options, *_read(options))
     options.device = device_of(options.device)
     try:
         cases = select(all_cases(), suite=options.suite, case=options.case, quick=options.quick, device=options.device)
@@ -96,53 +113,128 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
     if options.list:
         _list(cases)
         return OK
-    settings = Settings(options.device, options.quick, options.text, options.model)
+    if options.suite == GPU_SUITE and options.device == "cpu":
+        raise BadInput(
+            f"the suite {GPU_SUITE} needs a CUDA device, and this run is for the CPU: torch sees no other here"
+        )
     _check_inputs(options, cases)
+    return _report(options, *_measure(options, cases, command))
 
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Whatever would fail after minutes of measuring fails now."""
+    if options.json is not None:
+        check_output("--json", options.json)
+    if options.html is not None:
+        from fastbert.bench import page
+
+        check_output("--html", options.html)
+        try:
+            page.require()
+        except page.PageUnavailable as error:
+            raise BadInput(str(error)) from None
+
+
+_MEASURING = {"suite": "all", "case": None, "quick": False, "text": None, "model": None, "threads": None, "json": None}
+
+
+def _read(options: argparse.Namespace) -> tuple[RunResult, Comparison | None]:
+    """A stored result, and how it compares."""
+    from fastbert.bench import compare
+
+    extra = [f"--{name}" for name, default in _MEASURING.items() if getattr(options, name) != default]
+    if extra or options.list:
+        raise BadInput(f"--from shows a result and measures nothing: leave out {', '.join(extra) or '--list'}")
+    try:
+        run = compare.read(Path(options.stored))
+        if options.compare is None:
+            return run, None
+        path = compare.find(options.compare, run.environment)
+        return run, compare.compare(compare.read(path), run, source=str(path))
+    except compare.NotComparable as error:
+        raise BadInput(str(error)) from None
+
+
+def _measure(
+    options: argparse.Namespace, cases: Sequence[Case], command: list[str]
+) -> tuple[RunResult, Comparison | None]:
+    """The run, and how it compares."""
     import torch
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
 
+    from fastbert.bench import compare
     from fastbert.bench.environment import describe
-    from fastbert.bench.results import RunResult, write_atomically
+    from fastbert.bench.results import RunResult
     from fastbert.bench.run import run_cases
 
+    settings = Settings(options.device, options.quick, options.text, options.model)
     environment = describe(settings.device, command)  # before the run, whose own load it must not report
-    with progress(len(cases)) as step:
-        results, interrupted = run_cases(cases, settings, before=lambda case: step(case.name))
-    chosen = {
-        "suite": options.suite,
-        "case": options.case,
-        "quick": options.quick,
-        "text": options.text,
-        "model": options.model,
-    }
-    if not interrupted and not any(result.contenders or result.failed for result in results):
-        raise BadInput("nothing was measured: " + "; ".join({result.not_measured["*"]: None for result in results}))
-    run = RunResult(environment, {**chosen, "device": settings.device}, results, interrupted)
-    if options.json is not None:
+    chosen = {name: getattr(options, name) for name in ("suite", "case", "quick", "text", "model", "device")}
+    path = before = None
+    if options.compare is not None:
         try:
-            write_atomically(options.json, run.to_json())
-        except OSError as error:
-            print(f"fastbert bench: cannot write {options.json}: {error}", file=sys.stderr)
-            _print_run(run)
-            return WRONG
-    _print_run(run)
-    if options.json is not None:
-        print(f"written to {options.json}", file=sys.stderr)
-    if interrupted:
-        return INTERRUPTED
-    bad = any(result.failed or any(each.role == "ours" for each in result.wrong) for result in results)
-    return WRONG if bad else OK
+            path = compare.find(options.compare, environment)
+            before = compare.read(path)
+        except compare.NotComparable as error:
+            raise BadInput(str(error)) from None
+
+    def measure(cases: Sequence[Case]) -> RunResult:
+        with progress(len(cases)) as step:
+            results, interrupted = run_cases(cases, settings, before=lambda case: step(case.name))
+        return RunResult(environment, chosen, results, interrupted)
+
+    run = measure(cases)
+    if not run.interrupted and not any(result.contenders or result.failed for result in run.cases):
+        raise BadInput("nothing was measured: " + "; ".join({result.not_measured["*"]: None for result in run.cases}))
+    if before is None:
+        return run, None
+    narrowed = options.suite != "all" or options.case is not None or options.quick or run.interrupted
+    comparison = compare.compare_twice(
+        before,
+        run,
+        lambda names: measure([case for case in cases if case.name in names]),
+        source=str(path),
+        asked={case.name for case in run.cases} if narrowed else None,
+    )
+    return run, comparison
 
 
-def _print_run(run: Any) -> None:
+def _report(options: argparse.Namespace, run: RunResult, comparison: Comparison | None) -> int:
+    """Write, print; the exit status."""
     from rich.console import Console
 
-    from fastbert.bench.tables import print_run
+    from fastbert.bench import tables
+    from fastbert.bench.results import write_atomically
 
-    print_run(Console(), run)
+    written, unwritten = [], []
+    for path, make in ((options.json, run.to_json), (options.html, lambda: _page(run, comparison))):
+        if path is None:
+            continue
+        try:
+            write_atomically(path, make())
+            written.append(path)
+        except OSError as error:
+            unwritten.append(f"cannot write {path}: {error}")
+    tables.print_run(Console(), run)
+    if comparison is not None:
+        tables.print_comparison(Console(), comparison)
+    for path in written:
+        print(f"written to {path}", file=sys.stderr)
+    for line in unwritten:
+        print(f"fastbert bench: {line}", file=sys.stderr)
+    if run.interrupted and options.stored is None:
+        return INTERRUPTED
+    bad = any(result.failed or any(each.role == "ours" for each in result.wrong) for result in run.cases)
+    slower = comparison is not None and bool(comparison.regressions)
+    return WRONG if bad or slower or unwritten else OK
+
+
+def _page(run: RunResult, comparison: Comparison | None) -> str:
+    from fastbert.bench import page
+
+    return page.render(run, comparison)
 
 
 def _check_inputs(options: argparse.Namespace, cases: Sequence[Case]) -> None:

@@ -148,8 +148,9 @@ def _cpu_case(problem: Problem) -> Case:
         contenders=(_OURS, *problem.peers(), _LIMIT),
         prepare=lambda settings: _prepare_on(problem, settings),
         quick=problem.pattern == "full" and problem.seq <= 512 and not problem.training,
-        budget_seconds=2.0,
+        budget_seconds=1.5,
         named_only=not _is_shown(problem),
+        cpu_only=True,
     )
 
 

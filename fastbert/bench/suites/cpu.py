@@ -43,7 +43,7 @@ _SIZES = {
     "minilm": {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536},
 }
 _LAYERS = {"base": 12, "minilm": 6}
-_FEW_LAYERS = {"base": 3, "minilm": 6}  # for the short suite: layers are alike, and so are the ratios of few
+_FEW_LAYERS = {"base": 2, "minilm": 6}  # for the short suite: layers are alike, and so are the ratios of few
 _TITLES = {"base": "BERT-base", "minilm": "MiniLM"}
 # Largest error that passes, as a share of the largest value. Two and eight bits of bfloat16's and int8's own error are left to the
 # depth of the model: transformers in bfloat16 is off by 2e-2, CTranslate2 in int8 by 3e-2.
@@ -106,12 +106,12 @@ class Problem:
         return 2 * self.layers * weights * sum(self.lengths())
 
 
-def _problems(layers: dict[str, int]) -> list[tuple[Problem, float]]:
-    """With the seconds that measuring one may take."""
+def _problems(layers: dict[str, int], long: int) -> list[tuple[Problem, float]]:
+    """With the seconds that measuring one may take; `long` sequences of 512 make a batch."""
     return [
         (Problem("base", layers["base"], 8, 128, 1.0), 12.0),
         (Problem("base", layers["base"], 16, 128, 1 / 3), 12.0),
-        (Problem("base", layers["base"], 4, 512, 1.0), 12.0),
+        (Problem("base", layers["base"], long, 512, 1.0), 12.0),
         (Problem("minilm", layers["minilm"], 32, 128, 1 / 3), 8.0),
         (Problem("minilm", layers["minilm"], 1, 24, 1.0), 16.0),
     ]
@@ -120,11 +120,11 @@ def _problems(layers: dict[str, int]) -> list[tuple[Problem, float]]:
 def cases() -> list[Case]:
     found = []
     for precision in ("fp32", "bf16", "int8"):
-        for problem, budget in _problems(_LAYERS):
+        for problem, budget in _problems(_LAYERS, long=4):
             if precision == "int8" and problem.seq == 512:
                 continue
             found.append(_model_case("cpu", problem, precision, budget))
-    for problem, budget in _problems(_FEW_LAYERS):
+    for problem, budget in _problems(_FEW_LAYERS, long=2):
         found.append(_model_case("cpu-fp32", problem, "fp32", budget / 8.0))
     found += [_attention_case(seq, precision) for precision in ("fp32", "bf16") for seq in (128, 512, 4096)]
     return found
@@ -143,6 +143,7 @@ def _model_case(suite: str, problem: Problem, precision: str, budget: float) -> 
         quick_budget_seconds=budget / 4.0,
         settle_seconds=_SETTLE_SECONDS if problem.product_flops() < _SHORT_FLOPS else 0.0,
         named_only=suite == "cpu",
+        cpu_only=True,
     )
 
 
@@ -437,6 +438,7 @@ def _attention_case(seq: int, precision: str) -> Case:
         functools.partial(_prepare_attention, seq, precision),
         budget_seconds=2.0,
         named_only=True,
+        cpu_only=True,
     )
 
 

@@ -72,6 +72,7 @@ def cases() -> list[Case]:
             functools.partial(prepare, problem),
             budget_seconds=4.0,
             quick_budget_seconds=1.5,
+            cpu_only=True,
         )
         for problem in _PROBLEMS
     ]

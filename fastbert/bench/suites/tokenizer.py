@@ -34,7 +34,7 @@ from fastbert.bench.cases import (
 from fastbert.bench.suites.end_to_end import model_folder
 
 _LINE_WORDS, _DOCUMENT_CHARACTERS, _MAX_LENGTH, _BATCH_SIZE = 20, 20_000, 512, 32
-_CHARACTERS, _QUICK_CHARACTERS = 2_000_000, 200_000
+_CHARACTERS, _QUICK_CHARACTERS = 1_000_000, 200_000
 _COLD_ROUNDS = 3
 _SHORT = "The quick brown fox jumps over the lazy dog."
 
@@ -271,7 +271,7 @@ def _first_passes(folder: str, texts: list[str]) -> str:
 
 
 def _multilingual(settings: Settings) -> Prepared:
-    return _packed_problem(settings, _multilingual_texts(_QUICK_CHARACTERS if settings.quick else _CHARACTERS // 2))
+    return _packed_problem(settings, _multilingual_texts(_QUICK_CHARACTERS if settings.quick else _CHARACTERS))
 
 
 def _multilingual_texts(characters: int) -> list[str]:
