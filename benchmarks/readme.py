@@ -3,8 +3,9 @@
     python benchmarks/readme.py            # rewrite README's blocks, and README.md and the SVGs of every device's folder
     python benchmarks/readme.py --check    # change nothing; exit 1 where something disagrees with the results
 
-The results are benchmarks/results/<device>/*.json, each written by ``fastbert bench --json``: bench.json, for which README's block
-and the figures stand, by ``make bench``, the others by one suite. In README the block begins with ``<!-- results: headline -->``
+The results are benchmarks/results/<device>/*.json: profile-*.json, each written by ``fastbert profile --json``, the others by
+``fastbert bench --json``: bench.json, for which README's block and the figures stand, by ``make bench``, the others by one suite.
+In README the block begins with ``<!-- results: headline -->``
 and ends with ``<!-- end -->``. A figure carries a hash of its values: it is drawn anew, by matplotlib, only where they
 changed; remove a file to have it drawn anew.
 """
@@ -13,7 +14,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -23,14 +24,19 @@ from fastbert.bench.cases import LIMIT
 from fastbert.bench.compare import COMMITTED
 from fastbert.bench.figures import Drawing
 from fastbert.bench.headline import headlines
+from fastbert.bench.profile.figures import figures as profile_figures
+from fastbert.bench.profile.result import ProfileResult
+from fastbert.bench.profile.table import crossover_text, exponent_text
+from fastbert.bench.profile.table import title as profile_title
 from fastbert.bench.results import CaseResult, ContenderResult, RunResult, write_atomically
-from fastbert.bench.rows import Group, environment_rows, groups, range_text, ratio_text, remarks, warnings
+from fastbert.bench.rows import Group, environment_rows, groups, number, range_text, ratio_text, remarks, warnings
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 ENGINES = "cpu-fp32"  # the suite that README shows a column an engine
 COMMAND = "python benchmarks/readme.py"
-_NO_RUNS = ("profile-",)  # beginnings of the names of files that are no runs of `fastbert bench`
+_PROFILE = "profile-"  # how files of `fastbert profile` begin
+_HEADLINE_PROFILE = "profile-bert-base-forward.json"  # which README shows
 _BLOCK = re.compile(r"(<!-- results: headline -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -40,6 +46,7 @@ class Device:
 
     folder: Path
     runs: dict[str, RunResult]  # name of the file → run
+    profiles: dict[str, ProfileResult]
 
     @property
     def main(self) -> RunResult:
@@ -57,18 +64,30 @@ class Device:
 
     @cached_property
     def drawings(self) -> list[Drawing]:
-        return [*self.summary, *figures.attention(self.main)]
+        profiles = [each for drawings in self.profile_drawings.values() for each in drawings]
+        return [*self.summary, *figures.attention(self.main), *profiles]
+
+    @cached_property
+    def profile_drawings(self) -> dict[str, list[Drawing]]:
+        """Name of the file → its figures, named after it."""
+        return {
+            name: [replace(each, name=f"{Path(name).stem}-{each.name}") for each in profile_figures(profile)]
+            for name, profile in self.profiles.items()
+        }
 
 
 def load(results: Path = RESULTS) -> list[Device]:
     """The devices with committed runs, by name of the folder."""
     found = []
     for folder in sorted(path for path in results.iterdir() if path.is_dir() and path.name != "aot"):
-        files = [path for path in folder.glob("*.json") if not path.name.startswith(_NO_RUNS)]
-        files.sort(key=lambda path: (path.name != COMMITTED, path.name))
-        runs = {path.name: RunResult.from_json(path.read_text(encoding="utf-8")) for path in files}
+        files = sorted(folder.glob("*.json"), key=lambda path: (path.name != COMMITTED, path.name))
+        content = {path.name: path.read_text(encoding="utf-8") for path in files}
+        runs = {name: RunResult.from_json(text) for name, text in content.items() if not name.startswith(_PROFILE)}
         if runs:
-            found.append(Device(folder, runs))
+            profiles = {
+                name: ProfileResult.from_json(text) for name, text in content.items() if name.startswith(_PROFILE)
+            }
+            found.append(Device(folder, runs, profiles))
     return found
 
 
@@ -91,6 +110,7 @@ def headline(device: Device) -> str:
         _engine_table(run),
         *pictures[1:],
         _headline_table(run),
+        *_headline_profile(device, where),
         f"Every row, the environment, and what was not measured: [{where}]({where}/README.md).",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -148,6 +168,48 @@ def _headline_table(run: RunResult) -> str:
     return f"{_markdown(header, rows, numbers=(1, 4))}\n\n~ marks a range that contains 1: no winner."
 
 
+def _headline_profile(device: Device, where: str) -> Iterator[str]:
+    profile = device.profiles.get(_HEADLINE_PROFILE)
+    if profile is not None:
+        yield f"How that grows with the sequence length, as `{profile.environment['command']}` finds it:"
+        for each in device.profile_drawings[_HEADLINE_PROFILE]:
+            yield f"![{each.caption}]({where}/{each.name}.svg)"
+        yield _profile_table(profile)
+
+
+def _profile_table(profile: ProfileResult) -> str:
+    """A row a length, for each contender its speed against the baseline and its memory; below, how both grow."""
+    names = [each.name for each in profile.points[0].contenders] if profile.points else []
+    header = ["length", "batch", "real tokens"]
+    header += [f"{name}, times as fast as {profile.baseline}" for name in names if name != profile.baseline]
+    header += [f"{name}, MiB" for name in names]
+    rows = []
+    for point in profile.points:
+        found = {each.name: each for each in point.contenders}
+        cells = [str(point.seq), str(point.batch), f"{point.tokens:,}"]
+        for name in names:
+            if name != profile.baseline:
+                ratio = found[name].ratio if name in found else None
+                cells.append("–" if ratio is None else f"{ratio_text(ratio)} ({range_text(ratio)})")
+        for name in names:
+            peak = found[name].peak_bytes if name in found else None
+            cells.append("–" if peak is None else number(peak / (1 << 20)))
+        rows.append(cells)
+    longest = profile.points[-1].seq if profile.points else 0
+    growth = [
+        [
+            each.name,
+            exponent_text(each.time),
+            crossover_text(each.time_parts, longest),
+            exponent_text(each.memory),
+            crossover_text(each.memory_parts, longest),
+        ]
+        for each in profile.growth
+    ]
+    grown = ["growth", "time", "quadratic from", "memory", "quadratic from"]
+    return "\n\n".join(filter(None, [_markdown(header, rows), _markdown(grown, growth) if growth else ""]))
+
+
 def _markdown(header: list[str], rows: list[list[str]], numbers: tuple[int, ...] | None = None) -> str:
     """A table; the columns `numbers`, all but the first unless given, to the right."""
     right = range(1, len(header)) if numbers is None else numbers
@@ -166,6 +228,7 @@ def device_page(device: Device) -> str:
         f"Written by `{COMMAND}` from the files in this folder.",
         *(f"![{each.caption}]({each.name}.svg)" for each in device.drawings),
         *(part for name, run in device.runs.items() for part in _run_parts(name, run)),
+        *(part for name, profile in device.profiles.items() for part in _profile_parts(name, profile)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -195,6 +258,20 @@ def _run_parts(name: str, run: RunResult) -> Iterator[str]:
         if pairs:
             yield f"### {title}"
             yield "\n".join(f"- {what}: {line}" for what, line in pairs)
+
+
+def _profile_parts(name: str, profile: ProfileResult) -> Iterator[str]:
+    yield f"## [{name}]({name})"
+    environment = profile.environment
+    yield f"{profile_title(profile)}: `{environment['command']}`, {environment['date'][:10]}, commit `{environment['commit']}`."
+    yield _profile_table(profile)
+    dropped: dict[str, str] = {}
+    for point in profile.points:
+        for each in point.contenders:
+            if each.reason:
+                dropped.setdefault(each.name, f"{each.name} at {point.seq}: {each.reason}")
+    if dropped:
+        yield "\n".join(f"- {line}" for line in dropped.values())
 
 
 def _group_table(group: Group) -> str:
@@ -230,7 +307,7 @@ def stale(devices: list[Device]) -> Iterator[tuple[Path, Drawing | None]]:
             if not path.is_file() or f"<!-- values {drawing.fingerprint} -->" not in path.read_text(encoding="utf-8"):
                 yield path, drawing
         for path in sorted(device.folder.glob("*.svg")):
-            if path not in wanted and not path.name.startswith(_NO_RUNS):
+            if path not in wanted:
                 yield path, None
 
 

@@ -19,6 +19,10 @@ HEADLINE: dict[str, dict[str, str]] = {
         "families/BERT/inference-third": "BERT-base inference, 33 % real tokens",
         "families/BERT/training-third": "BERT-base training, 33 % real tokens",
     },
+    "GPT-2, greedy": {
+        "generation/gpt2-1x64-fp32": "one prompt, 32 new tokens",
+        "generation/gpt2-8xmixed-fp32": "8 prompts of 8 to 100 tokens, 32 new each",
+    },
     "Attention": {
         "attention/cpu/d64-half-S512-fp32": "packed, 512 tokens at most, fp32",
         "attention/cpu/d64-full-S128-fp32": "128 tokens, fp32",

@@ -222,7 +222,7 @@ def _write(options: argparse.Namespace, result: Any) -> list[str]:
     if options.plots is not None:
         from fastbert.bench.profile.figures import figures
 
-        files |= {str(Path(options.plots, name)): svg for name, svg in figures(result).items()}
+        files |= {str(Path(options.plots, f"{each.name}.svg")): each.file() for each in figures(result)}
     failures = []
     for path, content in files.items():
         try:

@@ -1,17 +1,16 @@
-"""The two plots of a profile: time and memory over the length, as SVG."""
+"""The two plots of a profile: time and memory over the length."""
 
 from __future__ import annotations
 
-from fastbert.bench.plots import Line, lines
+from fastbert.bench.figures import Drawing
+from fastbert.bench.plots import Line
 from fastbert.bench.profile.models import CONTENDERS, OURS
 from fastbert.bench.profile.result import ProfileResult
 from fastbert.bench.profile.table import full_name, title
 
-FILES = ("time.svg", "memory.svg")
 
-
-def figures(result: ProfileResult) -> dict[str, str]:
-    """File name → SVG; a plot that nothing was measured for is left out. Raises bench.plots.PlotsUnavailable."""
+def figures(result: ProfileResult) -> list[Drawing]:
+    """ "time" and "memory"; one that nothing was measured for is left out."""
     times, peaks = [], []
     for name in CONTENDERS:
         measured = [(point, each) for point in result.points for each in point.contenders if each.name == name]
@@ -22,19 +21,19 @@ def figures(result: ProfileResult) -> dict[str, str]:
         if peak:
             peaks.append(Line(full_name(name), peak, ours=name == OURS))
     what = "a training step" if result.settings["mode"] == "train" else "a forward pass"
-    xlabel = "sequence length, tokens"
-    found = {}
+    found = []
     for file, series, quantity, ylabel in (
-        (FILES[0], times, "Time", "milliseconds"),
-        (FILES[1], peaks, "Peak memory above the loaded model", "MiB"),
+        ("time", times, "Time", "milliseconds"),
+        ("memory", peaks, "Peak memory above the loaded model", "MiB"),
     ):
+        caption = f"{quantity}, {what}"
+        options = {
+            "title": f"{caption}\n{title(result)}",
+            "xlabel": "sequence length, tokens",
+            "ylabel": ylabel,
+            "log_x": True,
+            "log_y": True,
+        }
         if series:
-            found[file] = lines(
-                series,
-                title=f"{quantity}, {what}\n{title(result)}",
-                xlabel=xlabel,
-                ylabel=ylabel,
-                log_x=True,
-                log_y=True,
-            )
+            found.append(Drawing(file, f"{caption}: {title(result)}", "lines", series, options))
     return found

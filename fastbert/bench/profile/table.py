@@ -16,7 +16,8 @@ from fastbert.bench.profile.models import OURS, SDPA
 from fastbert.bench.profile.operations import Breakdown
 from fastbert.bench.profile.result import OK, Measurement, Point, ProfileResult
 from fastbert.bench.profile.worker import gib
-from fastbert.bench.tables import factor, number, print_environment, range_text
+from fastbert.bench.rows import factor, number, range_text
+from fastbert.bench.tables import print_environment
 
 _WIDE, _WIDER = 96, 126  # columns of terminal from which more columns of table fit
 _ROWS = {80: 5, _WIDE: 6, _WIDER: 8}  # operations shown, by width
