@@ -257,6 +257,7 @@ class FakeWorker:
 
     def __init__(self, spec, name, threads):
         self.name = name
+        self.made.append(name)
 
     def wait_until_ready(self):
         pass
@@ -286,10 +287,13 @@ class FakeWorker:
 
 
 class FakeProduct:
-    flops = 10**6  # in a millisecond
+    """10⁹ operations a second, whichever the length."""
 
     def __init__(self, spec):
         pass
+
+    def fit(self, flops):
+        return 10**6
 
     def __call__(self):
         pass
@@ -300,7 +304,7 @@ class FakeProduct:
 
 @pytest.fixture
 def fakes(monkeypatch):
-    kind = type("Fake", (FakeWorker,), {})
+    kind = type("Fake", (FakeWorker,), {"made": []})
     monkeypatch.setattr(run, "Worker", kind)
     monkeypatch.setattr(run, "_Product", FakeProduct)
     monkeypatch.setattr(gc, "collect", lambda: 0)  # the timer's, at every length: most of such a test's time
@@ -316,6 +320,7 @@ def a_plan(lengths=LENGTHS[1:], **changes):
 
 def test_everything_is_measured_in_turn_and_growth_is_found(fakes):
     outcome = run.run_plan(a_plan(breakdown=True))
+    assert fakes.made == list(CONTENDERS) * len(outcome.points)  # a process for each length
     assert [point.seq for point in outcome.points] == LENGTHS[1:]
     for point in outcome.points:
         assert [each.name for each in point.contenders] == list(CONTENDERS)
@@ -471,7 +476,7 @@ def test_what_is_missing_is_said_with_the_remedy(package, arguments, capsys, mon
 def test_from_start_to_files(tmp_path, folders):
     """In a process of its own, as users run it; interrupted by nobody, printed at 80 columns."""
     files = [tmp_path / name for name in ("p.json", "trace.json")]
-    arguments = ["--model", str(folders["bert"]), "--seq-lens", "16,32", "--batch", "3", "--padding", "0.3"]
+    arguments = ["--model", str(folders["bert"]), "--seq-lens", "32", "--batch", "3", "--padding", "0.3"]
     arguments += ["--budget", "0.05", "--json", str(files[0]), "--trace", str(files[1]), "--plots", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "fastbert", "profile", *arguments],
@@ -485,7 +490,7 @@ def test_from_start_to_files(tmp_path, folders):
     assert ProfileResult.from_json(result.to_json()) == result
     assert result.settings["padding"] == 0.3 and result.model["layers"] == 2 and not result.interrupted
     assert result.environment["command"].startswith("fastbert profile --model")
-    assert [(point.seq, point.batch, point.tokens) for point in result.points] == [(16, 3, 33), (32, 3, 67)]
+    assert [(point.seq, point.batch, point.tokens) for point in result.points] == [(32, 3, 67)]
     for point in result.points:
         for each in point.contenders:
             assert each.status == "ok" and each.seconds.median > 0.0

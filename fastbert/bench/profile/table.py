@@ -33,8 +33,8 @@ _FOOTER_TRAINING = (
     "A training step is forward, a linear loss, backward; no dropout, and no optimizer, which costs all alike."
 )
 _FOOTER_MEMORY = (
-    "memory: the process's largest resident set during its first call at a length, above that of the loaded model after a short "
-    "call; packed weights are in neither, the output is in, and so are gradients in training."
+    "memory: the largest resident set, during a call, of a process that has done nothing before but a short call, above its "
+    "resident set then; packed weights are in neither, the output is in, and so are gradients in training."
 )
 _FOOTER_MEMORY_GPU = (
     "memory: the most that torch's allocator had given out during a call, above the loaded model; the output is in, and so are "
