@@ -14,11 +14,11 @@ import torch
 from fastbert.bench import limits
 from fastbert.bench.cases import errors_of
 from fastbert.bench.profile import memory
-from fastbert.bench.profile.fit import fit_exponent, fit_quadratic
+from fastbert.bench.profile.fit import fit_quadratic
 from fastbert.bench.profile.models import CONTENDERS, DTYPES, EAGER, OURS, SDPA, ModelError, Spec
 from fastbert.bench.profile.operations import Breakdown
 from fastbert.bench.profile.problem import Architecture, Problem
-from fastbert.bench.profile.result import DROPPED, OK, WRONG, Growth, Measurement, Point
+from fastbert.bench.profile.result import DROPPED, OK, WRONG, Measurement, Point
 from fastbert.bench.profile.worker import FirstCall, Stopped, Worker, WorkerClock, gib
 from fastbert.bench.timer import Timing, clock_for, measure
 
@@ -64,26 +64,6 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     parameters: int | None = None
     interrupted: bool = False
-
-    def growth(self) -> list[Growth]:
-        found = []
-        for name in CONTENDERS:
-            times = self._by_sequence(name, lambda each: None if each.seconds is None else each.seconds.median)
-            peaks = self._by_sequence(name, lambda each: each.peak_bytes)
-            if len(times) > 1:
-                found.append(
-                    Growth(name, fit_exponent(times), fit_quadratic(times), fit_exponent(peaks), fit_quadratic(peaks))
-                )
-        return found
-
-    def _by_sequence(self, name: str, value: Callable[[Measurement], float | None]) -> list[tuple[float, float]]:
-        found = []
-        for point in self.points:
-            each = point.of(name)
-            amount = None if each is None else value(each)
-            if amount:
-                found.append((float(point.seq), amount / point.batch))
-        return found
 
 
 def run_plan(plan: Plan, before: Callable[[str], None] = lambda what: None) -> Outcome:

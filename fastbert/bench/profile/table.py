@@ -42,7 +42,8 @@ _FOOTER_MEMORY_GPU = (
 )
 _FOOTER_GROWTH = (
     "Growth is a sequence's: exponent of the length, by least squares of logarithms over the upper half of the lengths, ± its "
-    "standard error; quadratic from: where b·n² passes a·n in the non-negative fit a·n + b·n² over all lengths."
+    "standard error; quadratic from: where b·n² passes a·n in the non-negative fit a·n + b·n² over all lengths. A machine drifts: "
+    "for this, times are corrected by the speed of torch's product at each length."
 )
 
 
