@@ -21,6 +21,7 @@ from fastbert import cli
 from fastbert.bench.cases import errors_of
 from fastbert.bench.profile import memory, run, table
 from fastbert.bench.profile.fit import fit_exponent, fit_quadratic
+from fastbert.bench.profile.growth import growth
 from fastbert.bench.profile.models import CONTENDERS, EAGER, OURS, SDPA, Contender, ModelError, Spec, describe
 from fastbert.bench.profile.operations import Breakdown, Operation
 from fastbert.bench.profile.problem import Architecture, Problem, parse_lengths, spread_lengths
@@ -257,6 +258,7 @@ class FakeWorker:
 
     def __init__(self, spec, name, threads):
         self.name = name
+        self.made.append(name)
 
     def wait_until_ready(self):
         pass
@@ -286,10 +288,13 @@ class FakeWorker:
 
 
 class FakeProduct:
-    flops = 10**6  # in a millisecond
+    """10⁹ operations a second, whichever the length."""
 
     def __init__(self, spec):
         pass
+
+    def fit(self, flops):
+        return 10**6
 
     def __call__(self):
         pass
@@ -300,7 +305,7 @@ class FakeProduct:
 
 @pytest.fixture
 def fakes(monkeypatch):
-    kind = type("Fake", (FakeWorker,), {})
+    kind = type("Fake", (FakeWorker,), {"made": []})
     monkeypatch.setattr(run, "Worker", kind)
     monkeypatch.setattr(run, "_Product", FakeProduct)
     monkeypatch.setattr(gc, "collect", lambda: 0)  # the timer's, at every length: most of such a test's time
@@ -316,6 +321,7 @@ def a_plan(lengths=LENGTHS[1:], **changes):
 
 def test_everything_is_measured_in_turn_and_growth_is_found(fakes):
     outcome = run.run_plan(a_plan(breakdown=True))
+    assert fakes.made == list(CONTENDERS) * len(outcome.points)  # a process for each length
     assert [point.seq for point in outcome.points] == LENGTHS[1:]
     for point in outcome.points:
         assert [each.name for each in point.contenders] == list(CONTENDERS)
@@ -323,10 +329,10 @@ def test_everything_is_measured_in_turn_and_growth_is_found(fakes):
         assert point.of(OURS).limit_share == pytest.approx(point.flops / 1e-3 / 1e9)
         against = {each.against for each in point.contenders}
         assert against == ({"float64"} if point.seq <= 256 else {SDPA, ""})  # as long as SDPA's call is short
-    growth = {each.name: each for each in outcome.growth()}
-    assert growth[EAGER].memory.exponent == pytest.approx(2.0)
-    assert growth[OURS].memory.exponent == pytest.approx(1.0)
-    assert growth[OURS].memory_parts.crossover is None
+    grown = {each.name: each for each in growth(outcome.points)}
+    assert grown[EAGER].memory.exponent == pytest.approx(2.0)
+    assert grown[OURS].memory.exponent == pytest.approx(1.0)
+    assert grown[OURS].memory_parts.crossover is None
     assert [(each.contender, each.seq) for each in outcome.breakdowns] == [(OURS, 4096), (SDPA, 4096)]
 
 
@@ -471,7 +477,7 @@ def test_what_is_missing_is_said_with_the_remedy(package, arguments, capsys, mon
 def test_from_start_to_files(tmp_path, folders):
     """In a process of its own, as users run it; interrupted by nobody, printed at 80 columns."""
     files = [tmp_path / name for name in ("p.json", "trace.json")]
-    arguments = ["--model", str(folders["bert"]), "--seq-lens", "16,32", "--batch", "3", "--padding", "0.3"]
+    arguments = ["--model", str(folders["bert"]), "--seq-lens", "32", "--batch", "3", "--padding", "0.3"]
     arguments += ["--budget", "0.05", "--json", str(files[0]), "--trace", str(files[1]), "--plots", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "fastbert", "profile", *arguments],
@@ -485,7 +491,7 @@ def test_from_start_to_files(tmp_path, folders):
     assert ProfileResult.from_json(result.to_json()) == result
     assert result.settings["padding"] == 0.3 and result.model["layers"] == 2 and not result.interrupted
     assert result.environment["command"].startswith("fastbert profile --model")
-    assert [(point.seq, point.batch, point.tokens) for point in result.points] == [(16, 3, 33), (32, 3, 67)]
+    assert [(point.seq, point.batch, point.tokens) for point in result.points] == [(32, 3, 67)]
     for point in result.points:
         for each in point.contenders:
             assert each.status == "ok" and each.seconds.median > 0.0
@@ -537,7 +543,7 @@ def a_result(**changes):
         {**dataclasses.asdict(describe(spec)), "parameters": 1},
         SDPA,
         points,
-        outcome.growth(),
+        growth(outcome.points),
         [
             Breakdown(OURS, 2048, 0.9, operations, None, True),
             Breakdown(SDPA, 2048, 0.95, operations, Operation("others", 0.05, 9), False),
@@ -572,6 +578,25 @@ def test_tables_fit_the_terminal(width):
         assert expected in flat, expected
     header = next(line for line in lines if "contender" in line)
     assert ("error" in header) == (width >= 100) and ("real tokens" in header) == (width >= 140)
+
+
+def test_growth_is_that_of_a_machine_whose_speed_is_the_same_at_every_length():
+    points = a_result().points
+    slowed = []
+    for point, factor in zip(points, (1.0, 3.0, 0.5), strict=True):
+        contenders = [
+            each
+            if each.seconds is None
+            else dataclasses.replace(
+                each, seconds=dataclasses.replace(each.seconds, median=each.seconds.median * factor)
+            )
+            for each in point.contenders
+        ]
+        slowed.append(dataclasses.replace(point, matmul_rate=1e11 / factor, contenders=contenders))
+    for even, uneven in zip(growth(points), growth(slowed), strict=True):
+        assert uneven.time.exponent == pytest.approx(even.time.exponent)
+        assert uneven.memory == even.memory
+    assert growth([]) == growth(points[:1]) == []
 
 
 def test_results_are_read_back_or_refused():

@@ -175,6 +175,7 @@ def _report(options: argparse.Namespace, plan: Any, environment: dict[str, Any],
 
     from rich.console import Console
 
+    from fastbert.bench.profile.growth import growth
     from fastbert.bench.profile.result import ProfileResult
     from fastbert.bench.profile.run import BASELINE
     from fastbert.bench.profile.table import print_profile
@@ -198,7 +199,7 @@ def _report(options: argparse.Namespace, plan: Any, environment: dict[str, Any],
         {**dataclasses.asdict(plan.architecture), "parameters": outcome.parameters},
         BASELINE,
         outcome.points,
-        outcome.growth(),
+        growth(outcome.points),
         outcome.breakdowns,
         outcome.notes,
         outcome.interrupted,

@@ -1,5 +1,5 @@
 """How a model's time and memory grow with the length of its sequences: `fastbert profile`.
 
 Each contender lives in a process of its own (`worker`), which times itself and knows its peak memory; `run` asks them in turn,
-`fit` reads the growth off the results, `table` and `figures` show them. `models` says what can be profiled.
+`growth` reads off the results how they grow, by `fit`; `table` and `figures` show them. `models` says what can be profiled.
 """

@@ -34,8 +34,8 @@ _FOOTER_TRAINING = (
     "A training step is forward, a linear loss, backward; no dropout, and no optimizer, which costs all alike."
 )
 _FOOTER_MEMORY = (
-    "memory: the process's largest resident set during its first call at a length, above that of the loaded model after a short "
-    "call; packed weights are in neither, the output is in, and so are gradients in training."
+    "memory: the largest resident set, during a call, of a process that has done nothing before but a short call, above its "
+    "resident set then; packed weights are in neither, the output is in, and so are gradients in training."
 )
 _FOOTER_MEMORY_GPU = (
     "memory: the most that torch's allocator had given out during a call, above the loaded model; the output is in, and so are "
@@ -43,7 +43,8 @@ _FOOTER_MEMORY_GPU = (
 )
 _FOOTER_GROWTH = (
     "Growth is a sequence's: exponent of the length, by least squares of logarithms over the upper half of the lengths, ± its "
-    "standard error; quadratic from: where b·n² passes a·n in the non-negative fit a·n + b·n² over all lengths."
+    "standard error; quadratic from: where b·n² passes a·n in the non-negative fit a·n + b·n² over all lengths. A machine drifts: "
+    "for this, times are corrected by the speed of torch's product at each length."
 )
 
 

@@ -1,4 +1,4 @@
-"""A process a contender: what it takes, and how it ends, is its own.
+"""A process a contender, and a new one for each length on CPUs: what it takes, and how it ends, is its own.
 
 The process holds one model. It makes a batch, runs it once with an eye on its memory, times itself, compares, and profiles, as the
 parent asks; it lies idle while others do. The parent watches it during the first call at a length, when nobody knows yet what that
