@@ -6,6 +6,7 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +123,9 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
-    """Whatever would fail after minutes of measuring fails now."""
+    """Files that could not be written after minutes of measuring are found now."""
+    if options.json is not None and options.html is not None and Path(options.json) == Path(options.html):
+        raise BadInput(f"--json and --html are both {options.json}: one would overwrite the other")
     if options.json is not None:
         check_output("--json", options.json)
     if options.html is not None:
@@ -135,7 +138,16 @@ def _check_outputs(options: argparse.Namespace) -> None:
             raise BadInput(str(error)) from None
 
 
-_MEASURING = {"suite": "all", "case": None, "quick": False, "text": None, "model": None, "threads": None, "json": None}
+_MEASURING = {
+    "suite": "all",
+    "case": None,
+    "quick": False,
+    "text": None,
+    "model": None,
+    "threads": None,
+    "json": None,
+    "device": "auto",
+}
 
 
 def _read(options: argparse.Namespace) -> tuple[RunResult, Comparison | None]:
@@ -191,14 +203,16 @@ def _measure(
     if before is None:
         return run, None
     narrowed = options.suite != "all" or options.case is not None or options.quick or run.interrupted
-    comparison = compare.compare_twice(
-        before,
-        run,
-        lambda names: measure([case for case in cases if case.name in names]),
-        source=str(path),
-        asked={case.name for case in run.cases} if narrowed else None,
-    )
-    return run, comparison
+    asked = {case.name for case in run.cases} if narrowed else None
+    again: list[RunResult] = []
+
+    def measure_again(names: Sequence[str]) -> RunResult:
+        # Ctrl-C has ended the run: nothing more is measured, and no suspect becomes a regression.
+        again.append(measure([case for case in cases if case.name in names and not run.interrupted]))
+        return again[-1]
+
+    comparison = compare.compare_twice(before, run, measure_again, source=str(path), asked=asked)
+    return replace(run, interrupted=run.interrupted or any(each.interrupted for each in again)), comparison
 
 
 def _report(options: argparse.Namespace, run: RunResult, comparison: Comparison | None) -> int:
