@@ -220,35 +220,36 @@ def _report(options: argparse.Namespace, run: RunResult, comparison: Comparison 
     from rich.console import Console
 
     from fastbert.bench import tables
-    from fastbert.bench.results import write_atomically
 
-    written, unwritten = [], []
-    for path, make in ((options.json, run.to_json), (options.html, lambda: _page(run, comparison))):
-        if path is None:
-            continue
-        try:
-            write_atomically(path, make())
-            written.append(path)
-        except OSError as error:
-            unwritten.append(f"cannot write {path}: {error}")
-    tables.print_run(Console(), run)
-    if comparison is not None:
-        tables.print_comparison(Console(), comparison)
-    for path in written:
-        print(f"written to {path}", file=sys.stderr)
-    for line in unwritten:
-        print(f"fastbert bench: {line}", file=sys.stderr)
+    problems = [] if options.json is None else _write(options.json, run.to_json())
+    try:
+        tables.print_run(Console(), run)
+        if comparison is not None:
+            tables.print_comparison(Console(), comparison)
+    finally:  # after the tables, which no failing drawing must cost, and also where their reader (head, less) has gone
+        if options.html is not None:
+            from fastbert.bench import page
+
+            problems += _write(options.html, page.render(run, comparison))
     if run.interrupted and options.stored is None:
         return INTERRUPTED
     bad = any(result.failed or any(each.role == "ours" for each in result.wrong) for result in run.cases)
     slower = comparison is not None and bool(comparison.regressions)
-    return WRONG if bad or slower or unwritten else OK
+    return WRONG if bad or slower or problems else OK
 
 
-def _page(run: RunResult, comparison: Comparison | None) -> str:
-    from fastbert.bench import page
+def _write(path: str, text: str) -> list[str]:
+    """Write, and say so; what went wrong, if anything did."""
+    from fastbert.bench.results import write_atomically
 
-    return page.render(run, comparison)
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        problem = f"cannot write {path}: {error}"
+        print(f"fastbert bench: {problem}", file=sys.stderr)
+        return [problem]
+    print(f"written to {path}", file=sys.stderr)
+    return []
 
 
 def _check_inputs(options: argparse.Namespace, cases: Sequence[Case]) -> None:
