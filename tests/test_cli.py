@@ -116,6 +116,11 @@ def test_list_names_cases_and_measures_nothing(capsys):
     ]
 
 
+def test_the_suite_gpu_can_be_listed_without_one(capsys):
+    status, out, _ = run(capsys, "bench", "--list", "--suite", "gpu", "--quick")
+    assert status == 0 and "attention/forward/" in out and "cpu-fp32" not in out
+
+
 def test_one_case_from_start_to_result_file(capsys, tmp_path, brief):
     file = tmp_path / "result.json"
     status, out, _ = run(capsys, "bench", "--case", TINY, "--json", str(file))
