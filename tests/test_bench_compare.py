@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from fastbert.bench import compare
-from fastbert.bench.compare import FASTER, NOT_AGAIN, SAME, SLOWER, NotComparable
+from fastbert.bench.compare import FASTER, NOT_AGAIN, ONCE, SAME, SLOWER, NotComparable
 from fastbert.bench.timer import Spread
 from tests.bench_samples import case, contender, run, spread
 
@@ -54,7 +54,11 @@ def test_times_do_not_count():
     assert compared(one(2.0), run(case(contenders=[slow]))).changes[0].verdict == SAME
 
 
-@pytest.mark.parametrize(("second", "verdict"), [(1.0, SLOWER), (2.0, NOT_AGAIN)], ids=["again", "not-again"])
+@pytest.mark.parametrize(
+    ("second", "verdict"),
+    [(1.0, SLOWER), (2.0, NOT_AGAIN), (None, ONCE)],
+    ids=["again", "not-again", "not-measured-again"],
+)
 def test_only_what_is_slower_twice_is_a_regression(second, verdict):
     other = case("ops/y/1", [contender(ratio=3.0)])
     before = run(*one(2.0).cases, other)
@@ -62,7 +66,7 @@ def test_only_what_is_slower_twice_is_a_regression(second, verdict):
 
     def measure(names):
         asked.append(list(names))
-        return one(second)
+        return one(second) if second is not None else run()
 
     found = compare.compare_twice(before, run(*one(1.0).cases, other), measure, source="old.json")
     assert asked == [[NAME]]

@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 from fastbert.bench import compare, figures, page, rows
 from fastbert.bench.headline import HEADLINE, headlines
 from fastbert.bench.timer import Spread
-from tests.bench_samples import case, contender, mixed_run, run, spread
+from tests.bench_samples import TORCH, case, contender, mixed_run, run, spread
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -120,6 +120,18 @@ def test_noise_is_counted_and_the_worst_named():
     )
     many = rows.noise(run(*(noisy(f"ops/{index}/1", 0.5) for index in range(9))))
     assert many.endswith(" and 3 more")
+
+
+def test_on_a_gpu_shares_are_those_of_the_floor():
+    found = run(
+        case(contenders=[contender(ratio=2.0), contender("copy", "limit", 4.0)], floor=1e-4),
+        environment={"device_type": "cuda", "device": "a GPU"},
+    )
+    (group,) = rows.groups(found)
+    assert group.share_name == "floor%"
+    assert {row.contender: row.share for row in group.rows} == {"fastbert.functional": "20", "copy": "", TORCH: "10"}
+    shown = flat(Reader(page.render(found)).text)
+    assert "floor%" in shown and "cold L2 cache" in shown and "On CPUs only" not in shown
 
 
 def test_headline_rows_are_cases():

@@ -169,8 +169,12 @@ def test_json_round_trip():
         ('{"schema": 99}', "schema 99; this fastbert reads schema 1"),
         ('{"schema": 1}', "KeyError 'cases'"),
         ('{"schema": 1, "cases": [{"contenders": []}], "environment": {}, "settings": {}}', "TypeError"),
+        (
+            '{"schema": 1, "cases": [], "environment": {"versions": {"torch": "2"}}, "settings": {}, "interrupted": false}',
+            "its environment lacks command, .*fastbert",
+        ),
     ],
-    ids=["truncated", "other-json", "other-version", "missing-field", "missing-case-field"],
+    ids=["truncated", "other-json", "other-version", "missing-field", "missing-case-field", "missing-environment"],
 )
 def test_what_is_no_result_is_refused(text, message):
     with pytest.raises(ValueError, match=message):

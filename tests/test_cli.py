@@ -60,10 +60,11 @@ def brief(monkeypatch):
         (["--json", "no/such/folder/result.json"], "cannot write no/such/folder/result.json"),
         (["--json", "{folder}"], "it is a folder"),
         (["--html", "no/such/folder/page.html"], "cannot write no/such/folder/page.html"),
+        (["--html", "{folder}/x", "--json", "{folder}/x"], "one would overwrite the other"),
         (["--suite", "gpu", "--device", "cpu"], "the suite gpu needs a CUDA device"),
         (["--from", "no/such.json"], "cannot read no/such.json"),
         (["--from", "{text}"], "not a benchmark result"),
-        (["--from", "x.json", "--quick", "--json", "y.json"], "leave out --quick, --json"),
+        (["--from", "x.json", "--quick", "--device", "cpu"], "leave out --quick, --device"),
         (["--compare", "no/such.json"], "no result in no/such.json: there is no such file or folder"),
         (["--compare", "{text}"], "not a benchmark result"),
         (["--compare", "{folder}"], "has no result of this device"),
@@ -113,6 +114,11 @@ def test_list_names_cases_and_measures_nothing(capsys):
         "ops/add_layer_norm/24x768-fp32",
         "ops/add_layer_norm/24x768-bf16",
     ]
+
+
+def test_the_suite_gpu_can_be_listed_without_one(capsys):
+    status, out, _ = run(capsys, "bench", "--list", "--suite", "gpu", "--quick")
+    assert status == 0 and "attention/forward/" in out and "cpu-fp32" not in out
 
 
 def test_one_case_from_start_to_result_file(capsys, tmp_path, brief):

@@ -22,7 +22,8 @@ from fastbert.bench.timer import Spread
 SHARE = 0.1  # of the ratio that must be lost or won
 COMMITTED = "bench.json"  # in a device's folder, what `make bench` wrote
 
-SAME, SLOWER, FASTER, NOT_AGAIN = "same", "slower", "faster", "slower once, not again"
+SAME, SLOWER, FASTER = "same", "slower", "faster"
+NOT_AGAIN, ONCE = "slower once, not again", "slower once, not measured again"
 
 
 class NotComparable(ValueError):
@@ -89,15 +90,18 @@ class Comparison:
         )
 
     def confirmed(self, again: Comparison) -> Comparison:
-        """With what `again` found for the suspects: only what is slower in both remains a regression."""
-        slower = {(each.case, each.contender) for each in again.regressions}
-        changes = [
-            dataclasses.replace(each, verdict=NOT_AGAIN)
-            if each.verdict == SLOWER and (each.case, each.contender) not in slower
-            else each
-            for each in self.changes
-        ]
-        return dataclasses.replace(self, changes=changes)
+        """With what `again` found for the suspects: only what is slower in both is a regression."""
+        second = {(each.case, each.contender): each.verdict for each in again.changes}
+
+        def verdict(change: Change) -> str:
+            if change.verdict != SLOWER:
+                return change.verdict
+            found = second.get((change.case, change.contender))
+            return ONCE if found is None else SLOWER if found == SLOWER else NOT_AGAIN
+
+        return dataclasses.replace(
+            self, changes=[dataclasses.replace(each, verdict=verdict(each)) for each in self.changes]
+        )
 
 
 def find(path: str, environment: dict[str, object]) -> Path:

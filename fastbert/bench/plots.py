@@ -28,6 +28,7 @@ _WIDTH = 6.4  # inches; narrow enough that its text can be read on a phone
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fastbert",
+    "text.parse_math": False,  # names are names
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: text is laid out alike everywhere
     "font.size": 10.0,

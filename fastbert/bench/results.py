@@ -18,6 +18,15 @@ from typing import Any
 from fastbert.bench.timer import Spread
 
 SCHEMA_VERSION = 1
+#: What tables say of the machine; `fastbert.bench.environment.describe` has more.
+ENVIRONMENT = frozenset({"device", "device_type", "cpu", "isa", "threads", "cores", "load"}) | {
+    "versions",
+    "python",
+    "platform",
+    "commit",
+    "date",
+    "command",
+}
 OK, WRONG, FAILED = "ok", "wrong", "failed"  # of a contender: timed; error above the tolerance; raised
 
 
@@ -91,9 +100,16 @@ class RunResult:
             )
         try:
             cases = [_case(case) for case in data["cases"]]
-            return RunResult(data["environment"], data["settings"], cases, data["interrupted"], data["schema"])
-        except (KeyError, TypeError) as error:
+            run = RunResult(data["environment"], data["settings"], cases, data["interrupted"], data["schema"])
+            missing = [
+                *(ENVIRONMENT - run.environment.keys()),
+                *({"fastbert", "torch"} - run.environment["versions"].keys()),
+            ]
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a benchmark result: {type(error).__name__} {error}") from error
+        if missing:
+            raise ValueError(f"not a benchmark result: its environment lacks {', '.join(sorted(missing))}")
+        return run
 
 
 def _case(data: Mapping[str, Any]) -> CaseResult:

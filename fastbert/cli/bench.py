@@ -6,6 +6,7 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +123,9 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
-    """Whatever would fail after minutes of measuring fails now."""
+    """Files that could not be written after minutes of measuring are found now."""
+    if options.json is not None and options.html is not None and Path(options.json) == Path(options.html):
+        raise BadInput(f"--json and --html are both {options.json}: one would overwrite the other")
     if options.json is not None:
         check_output("--json", options.json)
     if options.html is not None:
@@ -135,7 +138,16 @@ def _check_outputs(options: argparse.Namespace) -> None:
             raise BadInput(str(error)) from None
 
 
-_MEASURING = {"suite": "all", "case": None, "quick": False, "text": None, "model": None, "threads": None, "json": None}
+_MEASURING = {
+    "suite": "all",
+    "case": None,
+    "quick": False,
+    "text": None,
+    "model": None,
+    "threads": None,
+    "json": None,
+    "device": "auto",
+}
 
 
 def _read(options: argparse.Namespace) -> tuple[RunResult, Comparison | None]:
@@ -191,14 +203,16 @@ def _measure(
     if before is None:
         return run, None
     narrowed = options.suite != "all" or options.case is not None or options.quick or run.interrupted
-    comparison = compare.compare_twice(
-        before,
-        run,
-        lambda names: measure([case for case in cases if case.name in names]),
-        source=str(path),
-        asked={case.name for case in run.cases} if narrowed else None,
-    )
-    return run, comparison
+    asked = {case.name for case in run.cases} if narrowed else None
+    again: list[RunResult] = []
+
+    def measure_again(names: Sequence[str]) -> RunResult:
+        # Ctrl-C has ended the run: nothing more is measured, and no suspect becomes a regression.
+        again.append(measure([case for case in cases if case.name in names and not run.interrupted]))
+        return again[-1]
+
+    comparison = compare.compare_twice(before, run, measure_again, source=str(path), asked=asked)
+    return replace(run, interrupted=run.interrupted or any(each.interrupted for each in again)), comparison
 
 
 def _report(options: argparse.Namespace, run: RunResult, comparison: Comparison | None) -> int:
@@ -206,35 +220,36 @@ def _report(options: argparse.Namespace, run: RunResult, comparison: Comparison 
     from rich.console import Console
 
     from fastbert.bench import tables
-    from fastbert.bench.results import write_atomically
 
-    written, unwritten = [], []
-    for path, make in ((options.json, run.to_json), (options.html, lambda: _page(run, comparison))):
-        if path is None:
-            continue
-        try:
-            write_atomically(path, make())
-            written.append(path)
-        except OSError as error:
-            unwritten.append(f"cannot write {path}: {error}")
-    tables.print_run(Console(), run)
-    if comparison is not None:
-        tables.print_comparison(Console(), comparison)
-    for path in written:
-        print(f"written to {path}", file=sys.stderr)
-    for line in unwritten:
-        print(f"fastbert bench: {line}", file=sys.stderr)
+    problems = [] if options.json is None else _write(options.json, run.to_json())
+    try:
+        tables.print_run(Console(), run)
+        if comparison is not None:
+            tables.print_comparison(Console(), comparison)
+    finally:  # after the tables, which no failing drawing must cost, and also where their reader (head, less) has gone
+        if options.html is not None:
+            from fastbert.bench import page
+
+            problems += _write(options.html, page.render(run, comparison))
     if run.interrupted and options.stored is None:
         return INTERRUPTED
     bad = any(result.failed or any(each.role == "ours" for each in result.wrong) for result in run.cases)
     slower = comparison is not None and bool(comparison.regressions)
-    return WRONG if bad or slower or unwritten else OK
+    return WRONG if bad or slower or problems else OK
 
 
-def _page(run: RunResult, comparison: Comparison | None) -> str:
-    from fastbert.bench import page
+def _write(path: str, text: str) -> list[str]:
+    """Write, and say so; what went wrong, if anything did."""
+    from fastbert.bench.results import write_atomically
 
-    return page.render(run, comparison)
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        problem = f"cannot write {path}: {error}"
+        print(f"fastbert bench: {problem}", file=sys.stderr)
+        return [problem]
+    print(f"written to {path}", file=sys.stderr)
+    return []
 
 
 def _check_inputs(options: argparse.Namespace, cases: Sequence[Case]) -> None:

@@ -93,7 +93,7 @@ def _case(
         contenders,
         prepare,
         True,
-        3.0,
+        2.0,
         0.7,
         named_only=named_only,
     )
