@@ -23,6 +23,7 @@
 #include "cpu/rms_norm.h"
 #include "cpu/rotary.h"
 #include "cpu/softmax.h"
+#include "module_state.h"
 #include "tokenizer_bindings.h"
 
 namespace py = pybind11;
@@ -634,5 +635,6 @@ PYBIND11_MODULE(_C, m) {
     m.def("gated_act_backward", &gated_act_backward_binding, unlocked);
     m.def("rms_norm", &rms_norm_binding, unlocked);
     m.def("rms_norm_backward", &rms_norm_backward_binding, unlocked);
+    bind_module_state(m);
     bind_tokenizer(m);
 }

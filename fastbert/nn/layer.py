@@ -16,7 +16,7 @@ from fastbert.nn.block import BlockOptions, BlockWeights, as_whole, transformer_
 from fastbert.nn.init import initialize
 from fastbert.nn.norm import LayerNorm
 from fastbert.nn.positions import RotaryPositions
-from fastbert.ops.block import whole_blocks
+from fastbert.ops.block import whole_modules
 
 
 class FeedForward(nn.Module):
@@ -281,8 +281,7 @@ def run_blocks(
     """
     blocks = list(blocks)
     if x.is_cpu and blocks and states is None and not module_globals._has_any_global_hook():
-        whole = [as_whole(block.weights(), block.options) for block in blocks if _is_whole(block)]
-        y = whole_blocks(x, cu_seqlens, max_seqlen, whole) if len(whole) == len(blocks) else None
+        y = whole_modules(x, cu_seqlens, max_seqlen, blocks, _describe, (BlockOptions,))
         if y is not None:
             return y
     checkpointing = checkpointing and torch.is_grad_enabled()
@@ -292,6 +291,12 @@ def run_blocks(
         if states is not None:
             states.append(x)
     return x
+
+
+def _describe(blocks: list[nn.Module]) -> list[Any] | None:
+    """What whole_blocks is to run, if that is what calling the blocks is."""
+    whole = [as_whole(block.weights(), block.options) for block in blocks if _is_whole(block)]
+    return whole if len(whole) == len(blocks) else None
 
 
 def _is_whole(block: nn.Module) -> TypeGuard[TransformerBlock]:
