@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 
 from fastbert.ops._common import may_want_grad, wants_grad
 from fastbert.ops._registry import answers_with_extension
@@ -34,7 +34,7 @@ def whole_blocks(
     That is with gradients, under autocast, while something traces, under use_reference(), without the extension, and for
     arguments that the C++ block does not take.
     """
-    if not _answers(x):
+    if not answers_directly(x):
         return None
     for matrices, vectors, _ in blocks:
         if wants_grad(x, *matrices, *vectors):
@@ -54,7 +54,7 @@ def whole_modules(
 
     See ``fastbert.cpu.block.module_blocks``.
     """
-    if not _answers(x):
+    if not answers_directly(x):
         return None
     if may_want_grad():
         blocks = describe(modules)
@@ -62,9 +62,13 @@ def whole_modules(
     return _launcher("module_blocks")(x, cu_seqlens, max_seqlen, modules, describe, constants)
 
 
-def _answers(x: Tensor) -> bool:
+def answers_directly(x: Tensor) -> bool:
+    """Whether the extension may be called past the operators, on CPU tensors and without gradients."""
     return not (
-        is_watched() or type(x) is not Tensor or torch.is_autocast_enabled("cpu") or not answers_with_extension()
+        is_watched()
+        or type(x) not in (Tensor, Parameter)
+        or torch.is_autocast_enabled("cpu")
+        or not answers_with_extension()
     )
 
 
