@@ -14,7 +14,8 @@ namespace {
 constexpr int kMostDepth = 64;  // of modules in modules: some hold their parent
 
 // The state of modules as a row of words: their classes and these classes' forward; all that stands in their __dict__;
-// and of each parameter what is not the same after any change that torch counts.
+// and of each parameter what is not the same after any change that torch counts, of a vector its place alone: nobody
+// copies those.
 struct State {
     py::object constants;  // types whose objects never change, beside numbers, strings and tuples of these
     std::vector<uint64_t> words;
@@ -50,17 +51,19 @@ class Walk {
 
     bool over_module(PyObject* module, int depth) {
         static PyObject* const forward_name = PyUnicode_InternFromString("forward");
+        static PyObject* const modules_name = PyUnicode_InternFromString("_modules");  // as attributes' names all are
+        static PyObject* const parameters_name = PyUnicode_InternFromString("_parameters");
         if (depth > kMostDepth || !put_type(module)) return false;
         const auto forward = owned(PyObject_GetAttr(reinterpret_cast<PyObject*>(Py_TYPE(module)), forward_name));
         const auto dict = owned(PyObject_GenericGetDict(module, nullptr));
         if (!forward || !dict || !put_pinned(forward.ptr())) return false;
         return over_dict(dict.ptr(), [&](PyObject* name, PyObject* value) {
-            if (is(name, "_modules")) {
+            if (name == modules_name) {
                 return over_dict(value, [&](PyObject*, PyObject* part) {
                     return Py_IsNone(part) ? put(0) : put(1) && over_module(part, depth + 1);
                 });
             }
-            if (is(name, "_parameters")) {
+            if (name == parameters_name) {
                 return over_dict(value, [&](PyObject*, PyObject* tensor) {
                     return Py_IsNone(tensor) ? put(0) : put(1) && over_tensor(tensor);
                 });
@@ -91,14 +94,16 @@ class Walk {
         static PyObject* const shape = PyUnicode_InternFromString("shape");
         static PyObject* const stride = PyUnicode_InternFromString("stride");
         if (records_) state_.tensors.insert(tensor);
-        if (!put(reinterpret_cast<uintptr_t>(tensor)) || !put_type(tensor)) return false;
-        if (!put_integer(PyObject_GetAttr(tensor, version))) return false;
-        if (!put_integer(PyObject_CallMethodNoArgs(tensor, data_ptr))) return false;
-        const auto storage = owned(PyObject_CallMethodNoArgs(tensor, untyped_storage));
-        if (!storage || !put_integer(PyObject_GetAttr(storage.ptr(), cdata))) return false;
         const auto kind = owned(PyObject_GetAttr(tensor, dtype));
-        return kind && put_pinned(kind.ptr()) && put_integers(PyObject_GetAttr(tensor, shape)) &&
-               put_integers(PyObject_CallMethodNoArgs(tensor, stride));
+        const auto sizes = owned(PyObject_GetAttr(tensor, shape));
+        if (!kind || !sizes || !PyTuple_Check(sizes.ptr())) return false;
+        if (!put(reinterpret_cast<uintptr_t>(tensor)) || !put_type(tensor) || !put_pinned(kind.ptr())) return false;
+        if (!put_integers(sizes) || !put_integers(owned(PyObject_CallMethodNoArgs(tensor, stride)))) return false;
+        if (!put_integer(PyObject_CallMethodNoArgs(tensor, data_ptr))) return false;
+        if (PyTuple_GET_SIZE(sizes.ptr()) < 2) return true;
+        const auto storage = owned(PyObject_CallMethodNoArgs(tensor, untyped_storage));
+        return storage && put_integer(PyObject_GetAttr(storage.ptr(), cdata)) &&
+               put_integer(PyObject_GetAttr(tensor, version));
     }
 
     bool put_integer(PyObject* result) {
@@ -106,8 +111,7 @@ class Walk {
         return integer && PyLong_Check(integer.ptr()) && put(PyLong_AsUnsignedLongLongMask(integer.ptr()));
     }
 
-    bool put_integers(PyObject* result) {
-        const auto integers = owned(result);
+    bool put_integers(const py::object& integers) {
         if (!integers || !PyTuple_Check(integers.ptr())) return false;
         const Py_ssize_t count = PyTuple_GET_SIZE(integers.ptr());
         if (!put(static_cast<uint64_t>(count))) return false;
@@ -125,10 +129,6 @@ class Walk {
             if (!is_constant(PyTuple_GET_ITEM(value, i))) return false;
         }
         return true;
-    }
-
-    static bool is(PyObject* name, const char* text) {
-        return PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, text) == 0;
     }
 
     static py::object owned(PyObject* result) { return py::reinterpret_steal<py::object>(result); }
