@@ -441,10 +441,10 @@ def test_embedding_past_the_operator_leaves_the_rest_to_it(name):
     assert directly(*arguments) is None
 
 
-MASKS = (torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64)
+MASK_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64)
 
 
-@pytest.mark.parametrize("dtype", MASKS, ids=str)
+@pytest.mark.parametrize("dtype", MASK_DTYPES, ids=str)
 def test_mask_lengths(dtype):
     mask = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1]]).to(dtype)
     assert mask_lengths(mask) == [2, 0, 3]

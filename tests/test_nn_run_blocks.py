@@ -93,6 +93,16 @@ def test_unchanged_blocks_are_looked_at_once(described):
     assert described == [3, 2, 3]
 
 
+def test_blocks_that_go_back_to_a_precision_are_not_looked_at_again(described):
+    blocks, x = _blocks()
+    results: dict[str, Tensor] = {}
+    for precision in ("fp32", "bf16", "int8", "fp32", "bf16", "int8"):
+        for block in blocks:
+            block.precision = precision
+        assert torch.equal(_together(blocks, x), results.setdefault(precision, _in_turn(blocks, x)))
+    assert described == [3, 3, 3] and not torch.equal(results["fp32"], results["bf16"])
+
+
 def _weight_in_place(block: TransformerBlock) -> None:
     with torch.no_grad():
         block.feed_forward.up.weight[5, 7] += 1.0

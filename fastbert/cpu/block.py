@@ -4,7 +4,7 @@ What it computes is defined by ``fastbert.nn.transformer_block``, which calls it
 the C++ implementation of its operator, on packed weights and in one thread-owned workspace.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -104,16 +104,17 @@ def module_blocks(
     modules: list[Module],
     describe: Callable[[list[Module]], Sequence[BlockArguments] | None],
     constants: tuple[type, ...],
+    variant: Hashable = None,
 ) -> Tensor | None:
     """As transformer_blocks of what ``describe`` says of the modules, at least one; it is asked again where they have changed.
 
     Gradients must be off. ``describe`` reads classes, hooks, parameters, and attributes that are numbers, strings or of the types
-    ``constants``; it says None of modules that are no blocks.
+    ``constants``; it says None of modules that are no blocks. ``variant`` names one of several states that modules go to and from.
     """
     if not _takes(x, cu_seqlens, max_seqlen):
         return None
     known = derived()
-    key = (id(modules[0]), len(modules), x.dtype, x.shape[1])
+    key = (id(modules[0]), len(modules), x.dtype, x.shape[1], variant)
     found = known.get(key)
     if found is not None and found[0].holds(modules):
         outcome, y = found[1](x, cu_seqlens, max_seqlen)

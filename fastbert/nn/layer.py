@@ -1,5 +1,6 @@
 """The transformer block as a module: it holds the parameters that ``fastbert.nn.block`` computes with."""
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeGuard
@@ -44,6 +45,12 @@ class FeedForward(nn.Module):
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"
+
+
+@functools.lru_cache
+def _one_of_equal(options: BlockOptions) -> BlockOptions:
+    """One object for all that are equal: a block that goes back to a precision is what it was."""
+    return options
 
 
 class TransformerBlock(nn.Module):
@@ -128,7 +135,7 @@ class TransformerBlock(nn.Module):
 
     @precision.setter
     def precision(self, precision: str) -> None:
-        self.options = replace(self.options, precision=precision)
+        self.options = _one_of_equal(replace(self.options, precision=precision))
 
     def weights(self) -> BlockWeights:
         """The parameters as ``transformer_block`` takes them."""
@@ -281,7 +288,8 @@ def run_blocks(
     """
     blocks = list(blocks)
     if x.is_cpu and blocks and states is None and not module_globals._has_any_global_hook():
-        y = whole_modules(x, cu_seqlens, max_seqlen, blocks, _describe, (BlockOptions,))
+        variant = blocks[0].options if isinstance(blocks[0], TransformerBlock) else None
+        y = whole_modules(x, cu_seqlens, max_seqlen, blocks, _describe, (BlockOptions,), variant)
         if y is not None:
             return y
     checkpointing = checkpointing and torch.is_grad_enabled()

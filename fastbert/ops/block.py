@@ -1,7 +1,7 @@
 """Whole transformer blocks in one call, where nothing asks for their parts."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ def whole_modules(
     modules: list[Module],
     describe: Callable[[list[Module]], Sequence[Any] | None],
     constants: tuple[type, ...],
+    variant: Hashable = None,
 ) -> Tensor | None:
     """As whole_blocks of ``describe(modules)``, which without gradients is asked only where a module has changed.
 
@@ -59,7 +60,7 @@ def whole_modules(
     if may_want_grad():
         blocks = describe(modules)
         return None if blocks is None else whole_blocks(x, cu_seqlens, max_seqlen, blocks)
-    return _launcher("module_blocks")(x, cu_seqlens, max_seqlen, modules, describe, constants)
+    return _launcher("module_blocks")(x, cu_seqlens, max_seqlen, modules, describe, constants, variant)
 
 
 def answers_directly(x: Tensor) -> bool:
