@@ -120,16 +120,19 @@ def module_blocks(
         outcome, y = found[1](x, cu_seqlens, max_seqlen)
         if outcome == _DONE:
             return y
-    try:
-        state = _C.ModuleState(modules, constants)  # before the weights are packed: a later change is one
-    except ValueError:
-        state = None
     blocks = describe(modules)
     if blocks is None:
         return None
+    try:
+        state = _C.ModuleState(modules, constants)
+    except ValueError:
+        return transformer_blocks(x, cu_seqlens, max_seqlen, blocks)
+    blocks = describe(modules)  # again: behind the state, so that whatever changes from here on is seen as a change
+    if blocks is None:
+        return None
     result = transformer_blocks(x, cu_seqlens, max_seqlen, blocks)
-    if result is None or state is None:
-        return result
+    if result is None:
+        return None
     tensors = [each for matrices, vectors, _ in blocks for each in (*matrices, *vectors) if each is not None]
     run = _prepare(blocks, x.dtype, x.shape[1]) if all(map(state.has, tensors)) else None
     if run is not None:
