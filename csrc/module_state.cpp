@@ -51,19 +51,19 @@ class Walk {
 
     bool over_module(PyObject* module, int depth) {
         static PyObject* const forward_name = PyUnicode_InternFromString("forward");
-        static PyObject* const modules_name = PyUnicode_InternFromString("_modules");  // as attributes' names all are
+        static PyObject* const modules_name = PyUnicode_InternFromString("_modules");
         static PyObject* const parameters_name = PyUnicode_InternFromString("_parameters");
         if (depth > kMostDepth || !put_type(module)) return false;
         const auto forward = owned(PyObject_GetAttr(reinterpret_cast<PyObject*>(Py_TYPE(module)), forward_name));
         const auto dict = owned(PyObject_GenericGetDict(module, nullptr));
         if (!forward || !dict || !put_pinned(forward.ptr())) return false;
         return over_dict(dict.ptr(), [&](PyObject* name, PyObject* value) {
-            if (name == modules_name) {
+            if (is(name, modules_name)) {
                 return over_dict(value, [&](PyObject*, PyObject* part) {
                     return Py_IsNone(part) ? put(0) : put(1) && over_module(part, depth + 1);
                 });
             }
-            if (name == parameters_name) {
+            if (is(name, parameters_name)) {
                 return over_dict(value, [&](PyObject*, PyObject* tensor) {
                     return Py_IsNone(tensor) ? put(0) : put(1) && over_tensor(tensor);
                 });
@@ -129,6 +129,12 @@ class Walk {
             if (!is_constant(PyTuple_GET_ITEM(value, i))) return false;
         }
         return true;
+    }
+
+    // Attributes' names are interned, but for those that a pickle brought.
+    static bool is(PyObject* name, PyObject* interned) {
+        if (name == interned) return true;
+        return PyUnicode_Check(name) && !PyUnicode_CHECK_INTERNED(name) && PyUnicode_Compare(name, interned) == 0;
     }
 
     static py::object owned(PyObject* result) { return py::reinterpret_steal<py::object>(result); }

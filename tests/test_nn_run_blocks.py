@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -91,6 +92,15 @@ def test_unchanged_blocks_are_looked_at_once(described):
     fastbert.drop_packed_weights()
     assert torch.equal(_together(blocks, x), results[0])
     assert described == [3, 3, 2, 2, 3, 3]
+
+
+def test_so_are_copied_and_unpickled_ones(described):
+    blocks, x = _blocks()
+    expected = _together(blocks, x)
+    for other in (copy.deepcopy(blocks), pickle.loads(pickle.dumps(blocks))):
+        described.clear()
+        assert all(torch.equal(_together(other, x), expected) for _ in range(3))
+        assert described == [3, 3]
 
 
 def test_blocks_that_go_back_to_a_precision_are_not_looked_at_again(described):
