@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <stdexcept>
 #include <string>
@@ -23,6 +24,7 @@
 #include "cpu/rms_norm.h"
 #include "cpu/rotary.h"
 #include "cpu/softmax.h"
+#include "module_state.h"
 #include "tokenizer_bindings.h"
 
 namespace py = pybind11;
@@ -438,6 +440,40 @@ void embedding_layer_norm_binding(int dtype, int64_t tokens, int64_t width, Tabl
                          parameter(bias, parameter_dtype), threads);
 }
 
+bool ids_in_range_binding(uintptr_t ids, int64_t count, int64_t limit) {
+    const int64_t* const at = pointer<int64_t>(ids);
+    return std::all_of(at, at + count, [limit](int64_t id) { return 0 <= id && id < limit; });
+}
+
+template <class T>
+py::object mask_lengths(const T* mask, int64_t batch, int64_t seq) {
+    py::list lengths(batch);
+    for (int64_t row = 0; row < batch; ++row) {
+        int64_t real = 0, others = 0;
+        for (int64_t column = 0; column < seq; ++column) {
+            const T value = mask[row * seq + column];
+            real += value == 1;
+            others += value != 1 && value != 0;
+        }
+        if (others) return py::none();
+        lengths[row] = real;
+    }
+    return lengths;
+}
+
+py::object mask_lengths_binding(int bytes, uintptr_t mask, int64_t batch, int64_t seq) {
+    switch (bytes) {
+        case 1:
+            return mask_lengths(pointer<uint8_t>(mask), batch, seq);
+        case 4:
+            return mask_lengths(pointer<int32_t>(mask), batch, seq);
+        case 8:
+            return mask_lengths(pointer<int64_t>(mask), batch, seq);
+        default:
+            throw std::invalid_argument("a mask of " + std::to_string(bytes) + " bytes an element; expected 1, 4 or 8");
+    }
+}
+
 // Of each table's gradient (data, entries).
 using GradientArguments = std::tuple<uintptr_t, int64_t>;
 
@@ -630,9 +666,12 @@ PYBIND11_MODULE(_C, m) {
     m.def("rotary", &rotary_binding, unlocked);
     m.def("embedding_layer_norm", &embedding_layer_norm_binding, unlocked);
     m.def("embedding_layer_norm_backward", &embedding_layer_norm_backward_binding, unlocked);
+    m.def("ids_in_range", &ids_in_range_binding);
+    m.def("mask_lengths", &mask_lengths_binding);
     m.def("gated_act", &gated_act_binding, unlocked);
     m.def("gated_act_backward", &gated_act_backward_binding, unlocked);
     m.def("rms_norm", &rms_norm_binding, unlocked);
     m.def("rms_norm_backward", &rms_norm_backward_binding, unlocked);
+    bind_module_state(m);
     bind_tokenizer(m);
 }

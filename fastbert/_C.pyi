@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, TypedDict
 
 import numpy
 import numpy.typing
+from torch.nn import Module
 
 class _BuildInfo(TypedDict):
     version: str
@@ -201,6 +202,22 @@ class Block:
 def run_blocks(
     blocks: list[Block], rows: int, x: int, cu_seqlens: int, batch: int, max_seqlen: int, y: int, threads: int, /
 ) -> int: ...
+
+class ModuleState:
+    """What modules and all their parts are: classes, hooks, numbers, and of each parameter identity, memory and, but for vectors,
+    version.
+
+    ``constants`` are types whose objects never change. Raises ValueError for modules that hold what may change unnoticed: a hook,
+    a buffer, an object of another type. Keeps no module and no parameter alive.
+    """
+
+    def __init__(self, modules: list[Module], constants: tuple[type, ...], /) -> None: ...
+    def holds(self, modules: list[Module], /) -> bool:
+        """Whether these are the same and as they were."""
+
+    def has(self, parameter: object, /) -> bool:
+        """Whether it is one of the parameters."""
+
 def attention_decode(
     dtype: int,
     shape: tuple[int, ...],  # batch, heads, kv_heads, seq_q, capacity, head_dim, value_dim
@@ -356,6 +373,12 @@ def embedding_layer_norm(
     threads: int,
     /,
 ) -> None: ...
+def ids_in_range(ids: int, count: int, limit: int, /) -> bool:
+    """Whether int64 ids are all in [0, limit)."""
+
+def mask_lengths(element_bytes: int, mask: int, batch: int, seq: int, /) -> list[int] | None:
+    """How many ones each row of a mask [batch, seq] of 1, 4 or 8 bytes an element has; None if there is more than 0 and 1."""
+
 def embedding_layer_norm_backward(
     dtype: int,
     tokens: int,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as TF
 
-from fastbert.ops.pack import pack_rows, unpack_rows
+from fastbert.ops.pack import mask_lengths, pack_rows, unpack_rows
 
 __all__ = ["PackedBatch", "pack", "unpack"]
 
@@ -247,6 +247,7 @@ def pack(
     indices: Tensor | None = None
     if total != batch * seq:
         if real is not None:
+            real = real if real.dtype == torch.bool else real != 0
             indices = torch.nonzero_static(real.reshape(-1), size=total).squeeze(1)
         else:
             indices = _flat_indices(cu_seqlens, total, seq, at_right=padding_side == "left")
@@ -281,16 +282,18 @@ def _packed_by(
     elif indices is not None:
         positions = indices.remainder(max(seq, 1))
     else:
-        positions = torch.arange(seq, device=device).repeat(batch)
-    return PackedBatch(
-        _gather(padded, indices),
-        cu_seqlens,
-        max_seqlen,
-        positions,
-        None if token_type_ids is None else gather("token_type_ids", token_type_ids),
-        host_lengths,
-        indices,
-        (batch, seq),
+        positions = torch.arange(seq, device=device).expand(batch, seq).reshape(-1)
+    # What torch.compile traces is checked once, and it does not take the other.
+    make = PackedBatch if torch.compiler.is_compiling() else PackedBatch.of_valid
+    return make(
+        values=_gather(padded, indices),
+        cu_seqlens=cu_seqlens,
+        max_seqlen=max_seqlen,
+        position_ids=positions,
+        token_type_ids=None if token_type_ids is None else gather("token_type_ids", token_type_ids),
+        lengths=host_lengths,
+        indices=indices,
+        padded_shape=(batch, seq),
     )
 
 
@@ -404,7 +407,7 @@ def _host_lengths(lengths: Sequence[int] | Tensor) -> list[int]:
 
 
 def _read_mask(mask: Tensor, batch: int, seq: int, device: torch.device) -> tuple[Tensor, list[int]]:
-    """The mask as bool [batch, seq], and the number of real tokens of each row on the host, in one transfer."""
+    """The mask, not zero for real tokens, and the number of these in each row on the host, in one transfer."""
     check_tensor("key_padding_mask", mask, "[batch, seq], or None")
     if list(mask.shape) != [batch, seq]:
         raise ValueError(
@@ -412,6 +415,9 @@ def _read_mask(mask: Tensor, batch: int, seq: int, device: torch.device) -> tupl
         )
     if mask.device != device:
         raise ValueError(f"key_padding_mask is on {mask.device}, the batch on {device}")
+    found = mask_lengths(mask)
+    if found is not None:
+        return mask, found
     if mask.dtype == torch.bool:
         return mask, mask.sum(1).tolist()
     if mask.dtype not in _INTEGERS:

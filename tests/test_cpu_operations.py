@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastbert import reference
+from fastbert.ops.pack import mask_lengths
 from tests.numerics import assert_close_to_exact
 
 _C = pytest.importorskip("fastbert._C", reason="the extension is not built")
@@ -377,6 +378,88 @@ def test_embedding_layer_norm(isa, width, dtype):
         _, mean, rstd = check(embedding, "embedding_layer_norm", *inputs, *norm, floor_ulps=16)
         rest = (mean, rstd, weight, dropout_p, SEED, 8, 3, [True] * 5)
         check(embedding, "embedding_layer_norm_backward", grad, *inputs, *rest, floor_ulps=16)
+
+
+def directly(*arguments: Any) -> Tensor | None:
+    return embedding.embed_directly(*arguments, 1e-5)
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(0,), (37,), (3, 5), ()], ids=str)
+def test_embedding_past_the_operator_is_the_same_bit_for_bit(isa, shape, dtype):
+    ids, positions, types = (torch.randint(entries, shape) for entries in (50, 9, 2))
+    word, position, token_type = (normal(entries, 24, dtype=dtype) for entries in (50, 9, 2))
+    norms = [(None, None), *((normal(24, dtype=each), normal(24, dtype=each)) for each in {dtype, torch.float32})]
+    for weight, bias in norms:
+        for inputs in (
+            (ids, positions, types, word, position, token_type),
+            (ids, None, types, word, None, token_type),
+            (ids, positions, None, word, position, None),
+        ):
+            expected = embedding.embedding_layer_norm(*inputs, weight, bias, 1e-5, 0.0, None, 0, False)[0]
+            assert torch.equal(directly(*inputs, weight, bias), expected)
+    untyped = embedding.embedding_layer_norm(
+        ids, positions, torch.zeros_like(ids), word, position, token_type, None, None, 1e-5, 0.0, None, 0, False
+    )
+    assert torch.equal(directly(ids, positions, None, word, position, token_type, None, None), untyped[0])
+
+
+class Subclass(Tensor):
+    """May compute its values."""
+
+
+NOT_DIRECTLY = {
+    "id-too-large": {0: torch.tensor([3, 50])},
+    "id-negative": {0: torch.tensor([3, -1])},
+    "position-too-large": {1: torch.tensor([9, 0])},
+    "type-too-large": {2: torch.tensor([0, 2])},
+    "int32-ids": {0: torch.tensor([3, 4], dtype=torch.int32)},
+    "positions-of-another-shape": {1: torch.tensor([3])},
+    "no-positions": {1: None},
+    "no-position-table": {4: None},
+    "ids-are-a-list": {0: [3, 4]},
+    "words-of-one-dimension": {3: torch.zeros(50)},
+    "words-in-float64": {3: torch.zeros(50, 24, dtype=torch.float64)},
+    "words-across": {3: torch.zeros(24, 50).T},
+    "words-without-width": {3: torch.zeros(50, 0)},
+    "types-of-another-width": {5: torch.zeros(2, 25)},
+    "types-of-another-dtype": {5: torch.zeros(2, 24, dtype=torch.bfloat16)},
+    "weight-of-another-width": {6: torch.zeros(25)},
+    "weight-and-bias-of-two-dtypes": {6: torch.zeros(24, dtype=torch.bfloat16)},
+    "a-subclass": {3: torch.zeros(50, 24).as_subclass(Subclass)},
+}
+
+
+@pytest.mark.parametrize("name", NOT_DIRECTLY)
+def test_embedding_past_the_operator_leaves_the_rest_to_it(name):
+    ids = torch.tensor([3, 49])
+    tables = (torch.zeros(50, 24), torch.zeros(9, 24), torch.zeros(2, 24))
+    arguments: list[Any] = [ids, torch.tensor([8, 0]), torch.tensor([1, 0]), *tables, torch.zeros(24), torch.zeros(24)]
+    assert directly(*arguments) is not None
+    for index, value in NOT_DIRECTLY[name].items():
+        arguments[index] = value
+    assert directly(*arguments) is None
+
+
+MASK_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64)
+
+
+@pytest.mark.parametrize("dtype", MASK_DTYPES, ids=str)
+def test_mask_lengths(dtype):
+    mask = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1]]).to(dtype)
+    assert mask_lengths(mask) == [2, 0, 3]
+    assert mask_lengths(mask[:, :0]) == [0, 0, 0] and mask_lengths(mask[:0]) == []
+    assert mask_lengths(mask.T) is None  # not contiguous
+    if dtype is not torch.bool:
+        for wrong in (2, 127):
+            mask[1, 2] = wrong
+            assert mask_lengths(mask) is None
+
+
+@pytest.mark.parametrize(("count", "limit", "expected"), [(3, 6, True), (3, 5, False), (1, 1, True), (0, 0, True)])
+def test_ids_in_range(count, limit, expected):
+    ids = torch.tensor([0, 5, 2])
+    assert _C.ids_in_range(ids.data_ptr(), count, limit) is expected
 
 
 @dtypes

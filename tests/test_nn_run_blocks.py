@@ -1,7 +1,11 @@
 """All blocks of a model in one call: what the blocks give one after another, and whoever watches or changes one has his say."""
 
+import copy
+import gc
+import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_globals
 
 import fastbert
-from fastbert.nn import PRECISIONS, TransformerBlock, run_blocks
+from fastbert.nn import PRECISIONS, TransformerBlock, layer, run_blocks
+from fastbert.nn.block import BlockOptions
 
 CU_SEQLENS = torch.tensor([0, 5, 5, 22, 41], dtype=torch.int32)
 VARIANTS = {
@@ -67,6 +72,203 @@ def test_one_call_runs_them_all(calls):
     blocks, x = _blocks()
     _together(blocks, x)
     assert calls == [3]
+
+
+@pytest.fixture
+def described(monkeypatch) -> list[int]:
+    """How many blocks were looked at, each time that somebody did: twice where they are found changed."""
+    pytest.importorskip("fastbert._C", reason="the extension is not built")
+    seen: list[int] = []
+    describe = layer._describe
+    monkeypatch.setattr(layer, "_describe", lambda blocks: (seen.append(len(blocks)), describe(blocks))[1])
+    return seen
+
+
+def test_unchanged_blocks_are_looked_at_once(described):
+    blocks, x = _blocks()
+    results = [_together(blocks, x) for _ in range(3)]
+    assert described == [3, 3] and all(torch.equal(each, results[0]) for each in results)
+    assert torch.equal(_together(blocks[:2], x), _in_turn(blocks[:2], x))
+    fastbert.drop_packed_weights()
+    assert torch.equal(_together(blocks, x), results[0])
+    assert described == [3, 3, 2, 2, 3, 3]
+
+
+def test_so_are_copied_and_unpickled_ones(described):
+    blocks, x = _blocks()
+    expected = _together(blocks, x)
+    for other in (copy.deepcopy(blocks), pickle.loads(pickle.dumps(blocks))):
+        described.clear()
+        assert all(torch.equal(_together(other, x), expected) for _ in range(3))
+        assert described == [3, 3]
+
+
+def test_blocks_that_go_back_to_a_precision_are_not_looked_at_again(described):
+    blocks, x = _blocks()
+    results: dict[str, Tensor] = {}
+    for precision in ("fp32", "bf16", "int8", "fp32", "bf16", "int8"):
+        for block in blocks:
+            block.precision = precision
+        assert torch.equal(_together(blocks, x), results.setdefault(precision, _in_turn(blocks, x)))
+    assert described == [3] * 6 and not torch.equal(results["fp32"], results["bf16"])
+
+
+def _weight_in_place(block: TransformerBlock) -> None:
+    with torch.no_grad():
+        block.feed_forward.up.weight[5, 7] += 1.0
+
+
+def _weight_in_place_while_inferring(block: TransformerBlock) -> None:
+    with torch.inference_mode():
+        block.feed_forward.up.weight[5, 7] += 1.0
+
+
+def _storage(block: TransformerBlock) -> None:
+    block.attention.out.weight.data = torch.randn(96, 96)
+
+
+def _strides(block: TransformerBlock) -> None:
+    block.attention.out.weight.data = block.attention.out.weight.data.T
+
+
+def _parameter(block: TransformerBlock) -> None:
+    block.attention.out.weight = nn.Parameter(torch.randn(96, 96))
+
+
+def _parameter_over_the_same_memory(block: TransformerBlock) -> None:
+    changed = block.attention.out.weight.data
+    changed[5, 7] += 1.0
+    block.attention.out.weight = nn.Parameter(changed)
+
+
+def _assigned_state(block: TransformerBlock) -> None:
+    block.load_state_dict({name: torch.randn_like(each) for name, each in block.state_dict().items()}, assign=True)
+
+
+def _bias_in_place(block: TransformerBlock) -> None:
+    block.feed_forward.up.bias.data.add_(1.0)
+
+
+def _bias(block: TransformerBlock) -> None:
+    block.feed_forward.up.bias = nn.Parameter(torch.randn(384))
+
+
+def _no_bias(block: TransformerBlock) -> None:
+    block.feed_forward.up.bias = None
+
+
+def _norm_weight(block: TransformerBlock) -> None:
+    block.attention_norm.weight = nn.Parameter(torch.randn(96))
+
+
+def _linear(block: TransformerBlock) -> None:
+    block.feed_forward.down = nn.Linear(384, 96)
+
+
+def _precision(block: TransformerBlock) -> None:
+    block.precision = "bf16"
+
+
+def _options(block: TransformerBlock) -> None:
+    block.options = replace(block.options, causal=True)
+
+
+def _class(block: TransformerBlock) -> None:
+    class Doubled(type(block.feed_forward)):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2.0 * super().forward(x)
+
+    block.feed_forward.__class__ = Doubled
+
+
+def _parametrization(block: TransformerBlock) -> None:
+    class Doubled(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2.0 * weight
+
+    nn.utils.parametrize.register_parametrization(block.attention.out, "weight", Doubled())
+
+
+def _hook(block: TransformerBlock) -> None:
+    block.attention_norm.register_forward_hook(lambda module, arguments, result: 2.0 * result)
+
+
+CHANGES = [
+    _weight_in_place,
+    _weight_in_place_while_inferring,
+    _storage,
+    _strides,
+    _parameter,
+    _parameter_over_the_same_memory,
+    _assigned_state,
+    _bias_in_place,
+    _bias,
+    _no_bias,
+    _norm_weight,
+    _linear,
+    _precision,
+    _options,
+    _class,
+    _parametrization,
+    _hook,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda each: each.__name__.strip("_"))
+def test_whatever_changes_in_the_last_block_is_seen(change):
+    blocks, x = _blocks()
+    before = _together(blocks, x)
+    assert torch.equal(_together(blocks, x), before)
+    change(blocks[2])
+    for _ in range(2):
+        after = _together(blocks, x)
+        assert not torch.equal(after, before)
+        assert torch.equal(after, _in_turn(copy.deepcopy(blocks), x))
+
+
+def test_dropout_that_begins_is_seen(calls):
+    blocks, x = _blocks(dropout_p=0.5)
+    before = _together(blocks, x)
+    assert torch.equal(_together(blocks, x), before)
+    assert not torch.equal(_together(blocks.train(), x), before)
+    assert torch.equal(_together(blocks.eval(), x), before)
+    assert calls == [3, 3, 3]
+
+
+def test_an_instance_with_a_forward_of_its_own_is_called():
+    blocks, x = _blocks()
+    before = _together(blocks, x)
+    blocks[1].forward = lambda x, cu_seqlens, max_seqlen: x
+    assert torch.equal(_together(blocks, x), _in_turn(blocks, x))
+    del blocks[1].forward
+    assert torch.equal(_together(blocks, x), before)
+
+
+def test_modules_and_parameters_are_not_kept_alive():
+    gc.disable()
+    try:
+        blocks, x = _blocks()
+        _together(blocks, x)
+        _together(blocks, x)
+        alive = [weakref.ref(each) for each in (blocks, *blocks, *blocks.parameters())]
+        del blocks
+        assert not [each for each in alive if each() is not None]
+    finally:
+        gc.enable()
+
+
+def test_what_may_change_unnoticed_is_not_watched():
+    extension = pytest.importorskip("fastbert._C", reason="the extension is not built")
+    for attribute in ("a_list", "an_object"):
+        block = TransformerBlock(16, 2)
+        setattr(block, attribute, [1] if attribute == "a_list" else object())
+        with pytest.raises(ValueError, match="without notice"):
+            extension.ModuleState([block], (BlockOptions,))
+    parent = nn.Module()
+    parent.child = nn.Module()
+    parent.child.parent = parent  # without end
+    with pytest.raises(ValueError, match="without notice"):
+        extension.ModuleState([parent], ())
 
 
 def test_no_blocks_and_no_tokens():

@@ -4,18 +4,19 @@ What it computes is defined by ``fastbert.nn.transformer_block``, which calls it
 the C++ implementation of its operator, on packed weights and in one thread-owned workspace.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 from fastbert import _C, reference
 from fastbert.cpu._launch import ACTIVATION_NUMBERS, DTYPE_NUMBERS
-from fastbert.cpu.packed_weights import PRECISIONS, PackedWeight, forget, is_cacheable, packed_weight
+from fastbert.cpu.packed_weights import PRECISIONS, PackedWeight, derived, forget, is_cacheable, packed_weight
 
 _DONE, _STALE = 0, 1  # csrc/cpu/block.h's enum BlockOutcome; else the boundaries are refused
+_MOST_KNOWN = 64  # prepared stacks of modules; those of modules that are gone go with their weights, or with the rest
 
 
 class BlockSettings(NamedTuple):
@@ -80,33 +81,78 @@ def transformer_blocks(
 
     None where this cannot answer, and the operations one by one do, with their checks and errors.
     """
-    dtype = x.dtype
-    if dtype not in DTYPE_NUMBERS or x.dim() != 2 or not x.is_cpu or not x.is_contiguous():
+    if not _takes(x, cu_seqlens, max_seqlen) or not all(_is_taken(block, x.dtype, x.shape[1]) for block in blocks):
         return None
-    if type(cu_seqlens) is not Tensor or type(max_seqlen) is not int:
-        return None
-    if not (
-        cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int32 and cu_seqlens.dim() == 1 and cu_seqlens.is_contiguous()
-    ):
-        return None
-    if cu_seqlens.shape[0] == 0:
-        return None
-    for block in blocks:
-        if not _is_taken(block, dtype, x.shape[1]):
-            return None
     for _ in range(2):
-        plans = []
-        held = []  # another thread may drop the packed weights meanwhile, and the plans with them
+        run = _prepare(blocks, x.dtype, x.shape[1])
+        if run is None:
+            return None
+        outcome, y = run(x, cu_seqlens, max_seqlen)
+        if outcome == _DONE:
+            return y
+        if outcome != _STALE:
+            return None
         for block in blocks:
-            packed = _packed(block, dtype)
-            plan = _plan(block, packed, dtype, x.shape[1])
-            if plan is None:
-                return None
-            plans.append(plan.block)
-            held.append((packed, plan))
+            forget(block[0])
+    return None  # somebody changes the weights while we pack them
+
+
+def module_blocks(
+    x: Tensor,  # [total, hidden]
+    cu_seqlens: Tensor,  # int32 [batch + 1]
+    max_seqlen: int,
+    modules: list[Module],
+    describe: Callable[[list[Module]], Sequence[BlockArguments] | None],
+    constants: tuple[type, ...],
+    variant: Hashable = None,
+) -> Tensor | None:
+    """As transformer_blocks of what ``describe`` says of the modules, at least one; it is asked again where they have changed.
+
+    Gradients must be off. ``describe`` reads classes, hooks, parameters, and attributes that are numbers, strings or of the types
+    ``constants``; it says None of modules that are no blocks. ``variant`` names one of several states that modules go to and from.
+    """
+    if not _takes(x, cu_seqlens, max_seqlen):
+        return None
+    known = derived()
+    key = (id(modules[0]), len(modules), x.dtype, x.shape[1], variant)
+    found = known.get(key)
+    if found is not None and found[0].holds(modules):
+        outcome, y = found[1](x, cu_seqlens, max_seqlen)
+        if outcome == _DONE:
+            return y
+    blocks = describe(modules)
+    if blocks is None:
+        return None
+    try:
+        state = _C.ModuleState(modules, constants)
+    except ValueError:
+        return transformer_blocks(x, cu_seqlens, max_seqlen, blocks)
+    blocks = describe(modules)  # again: behind the state, so that whatever changes from here on is seen as a change
+    if blocks is None:
+        return None
+    result = transformer_blocks(x, cu_seqlens, max_seqlen, blocks)
+    if result is None:
+        return None
+    tensors = [each for matrices, vectors, _ in blocks for each in (*matrices, *vectors) if each is not None]
+    run = _prepare(blocks, x.dtype, x.shape[1]) if all(map(state.has, tensors)) else None
+    if run is not None:
+        if len(known) >= _MOST_KNOWN:
+            known.clear()
+        known[key] = state, run
+    return result
+
+
+class _Run(NamedTuple):
+    """Plans of blocks, and what they read: another thread may drop the packed weights meanwhile, and the plans with them."""
+
+    plans: list[_C.Block]
+    held: list[tuple[tuple[PackedWeight, ...], _Plan]]
+
+    def __call__(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[int, Tensor]:
+        """A BlockOutcome, and the result if that is _DONE."""
         y = torch.empty_like(x)
         outcome = _C.run_blocks(
-            plans,
+            self.plans,
             x.shape[0],
             x.data_ptr(),
             cu_seqlens.data_ptr(),
@@ -115,13 +161,36 @@ def transformer_blocks(
             y.data_ptr(),
             torch.get_num_threads(),
         )
-        if outcome == _DONE:
-            return y
-        if outcome != _STALE:
+        return outcome, y
+
+
+def _prepare(blocks: Sequence[BlockArguments], dtype: torch.dtype, hidden: int) -> _Run | None:
+    """None for shapes that C++ does not take."""
+    run = _Run([], [])
+    for block in blocks:
+        packed = _packed(block, dtype)
+        plan = _plan(block, packed, dtype, hidden)
+        if plan is None:
             return None
-        for block in blocks:
-            forget(block[0])
-    return None  # somebody changes the weights while we pack them
+        run.plans.append(plan.block)
+        run.held.append((packed, plan))
+    return run
+
+
+def _takes(x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> bool:
+    return (
+        x.dtype in DTYPE_NUMBERS
+        and x.dim() == 2
+        and x.is_cpu
+        and x.is_contiguous()
+        and type(cu_seqlens) is Tensor
+        and type(max_seqlen) is int
+        and cu_seqlens.is_cpu
+        and cu_seqlens.dtype is torch.int32
+        and cu_seqlens.dim() == 1
+        and cu_seqlens.is_contiguous()
+        and cu_seqlens.shape[0] > 0
+    )
 
 
 def _is_taken(block: BlockArguments, dtype: torch.dtype, hidden: int) -> bool:

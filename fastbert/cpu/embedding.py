@@ -2,9 +2,11 @@
 
 import torch
 from torch import Tensor  # torch comes first: the extension then shares its OpenMP threads
+from torch.nn import Parameter
 
 from fastbert import _C
 from fastbert.cpu._launch import (
+    DTYPE_NUMBERS,
     address,
     dtype_number,
     matrix,
@@ -80,6 +82,74 @@ def embedding_layer_norm(
         torch.get_num_threads(),
     )
     return y, mean, rstd
+
+
+def embed_directly(
+    input_ids: Tensor,  # int64 [...]
+    position_ids: Tensor | None,  # int64 [...]
+    token_type_ids: Tensor | None,  # int64 [...]
+    word: Tensor,  # [vocabulary, width]
+    position: Tensor | None,  # [positions, width]
+    token_type: Tensor | None,  # [types, width]
+    weight: Tensor | None,  # [width]
+    bias: Tensor | None,  # [width]
+    eps: float,
+) -> Tensor | None:
+    """y [..., width], from arguments that nobody has looked at.
+
+    None for whatever is not the common case, contiguous and of one dtype, and for all that is wrong: the operator takes the one and
+    says what is the matter with the other.
+    """
+    for each in (input_ids, position_ids, token_type_ids, word, position, token_type, weight, bias):
+        if each is not None and not (type(each) in (Tensor, Parameter) and each.is_cpu and each.is_contiguous()):
+            return None
+    dtype, shape = word.dtype, input_ids.shape
+    if dtype not in DTYPE_NUMBERS or word.dim() != 2 or word.shape[1] == 0:
+        return None
+    width = word.shape[1]
+    parameter_dtype = dtype if weight is None else weight.dtype
+    for parameter in (weight, bias):
+        if parameter is not None and (parameter.dtype is not parameter_dtype or parameter.shape != (width,)):
+            return None
+    if parameter_dtype is not dtype and parameter_dtype is not torch.float32:
+        return None
+    if token_type is not None and token_type_ids is None:
+        token_type_ids = torch.zeros_like(input_ids)
+    addresses: list[tuple[int, int, int]] = []
+    for table, ids in ((word, input_ids), (position, position_ids), (token_type, token_type_ids)):
+        if table is None and ids is None:
+            addresses.append((0, 0, 0))
+            continue
+        if table is None or ids is None or table.dtype is not dtype or ids.dtype is not torch.int64:
+            return None
+        if table.dim() != 2 or table.shape[1] != width or ids.shape != shape:
+            return None
+        at = ids.data_ptr()
+        if not _C.ids_in_range(at, ids.numel(), table.shape[0]):
+            return None
+        addresses.append((table.data_ptr(), width, at))
+    words, positions, types = addresses
+    y = torch.empty((*shape, width), dtype=dtype)
+    _C.embedding_layer_norm(
+        DTYPE_NUMBERS[dtype],
+        input_ids.numel(),
+        width,
+        words,
+        positions,
+        types,
+        address(weight),
+        address(bias),
+        DTYPE_NUMBERS[parameter_dtype],
+        eps,
+        0.0,
+        0,
+        0,
+        y.data_ptr(),
+        0,
+        0,
+        torch.get_num_threads(),
+    )
+    return y
 
 
 def embedding_layer_norm_backward(

@@ -12,6 +12,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,7 +106,7 @@ class _Entry:
 
     def __init__(self, weights: tuple[Tensor, ...], precision: str, key: tuple[object, ...]) -> None:
         def forget(_: object) -> None:
-            _entries.pop(key, None)
+            _drop(key)
 
         # Before packing: a change meanwhile makes the entry stale, never a later one.
         self.stamps = [_stamp(weight) for weight in weights]
@@ -126,6 +127,7 @@ class _Entry:
 
 
 _entries: dict[tuple[object, ...], _Entry] = {}
+_derived: dict[object, Any] = {}
 _lock = threading.Lock()  # held while packing: two threads that need one weight do not both make it
 
 
@@ -137,6 +139,20 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def derived() -> dict[object, Any]:
+    """Where to keep what is right while no packed weight is dropped: then there is another, empty one.
+
+    Fetch it before the packed weights: what is put into an old one is forgotten.
+    """
+    return _derived
+
+
+def _drop(key: tuple[object, ...]) -> None:
+    global _derived
+    _entries.pop(key, None)
+    _derived = {}
 
 
 def is_cacheable(weight: Tensor) -> bool:
@@ -163,6 +179,8 @@ def packed_weight(precision: str, *weights: Tensor, check: bool = True) -> Packe
     with _lock:
         entry = _entries.get(key)
         if entry is None or not entry.is_current(weights) or not entry.packed.is_unchanged():
+            if entry is not None:
+                _drop(key)
             with torch.no_grad():
                 entry = _entries[key] = _Entry(weights, precision, key)
         return entry.packed
@@ -173,7 +191,7 @@ def forget(weights: Iterable[Tensor]) -> None:
     wanted = set(map(id, weights))
     for key in list(_entries):
         if wanted.intersection(key[1:]):
-            _entries.pop(key, None)
+            _drop(key)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, _arguments: object, _keywords: object) -> None:
@@ -184,7 +202,7 @@ def _after_step(optimizer: torch.optim.Optimizer, _arguments: object, _keywords:
     storages = {weight.untyped_storage()._cdata for weight in stepped if type(weight) is torch.nn.Parameter}
     for key, entry in list(_entries.items()):  # what was packed of views of them
         if not storages.isdisjoint(entry.storages):
-            _entries.pop(key, None)
+            _drop(key)
 
 
 register_optimizer_step_post_hook(_after_step)
@@ -192,7 +210,9 @@ register_optimizer_step_post_hook(_after_step)
 
 def drop_packed_weights() -> None:
     """Drops all packed weights; the next use packs again."""
+    global _derived
     _entries.clear()
+    _derived = {}
 
 
 def all_packed() -> list[PackedWeight]:

@@ -1,5 +1,6 @@
 """The transformer block as a module: it holds the parameters that ``fastbert.nn.block`` computes with."""
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeGuard
@@ -16,7 +17,7 @@ from fastbert.nn.block import BlockOptions, BlockWeights, as_whole, transformer_
 from fastbert.nn.init import initialize
 from fastbert.nn.norm import LayerNorm
 from fastbert.nn.positions import RotaryPositions
-from fastbert.ops.block import whole_blocks
+from fastbert.ops.block import whole_modules
 
 
 class FeedForward(nn.Module):
@@ -44,6 +45,12 @@ class FeedForward(nn.Module):
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"
+
+
+@functools.lru_cache
+def _one_of_equal(options: BlockOptions) -> BlockOptions:
+    """One object for all that are equal: a block that goes back to a precision is what it was."""
+    return options
 
 
 class TransformerBlock(nn.Module):
@@ -128,7 +135,7 @@ class TransformerBlock(nn.Module):
 
     @precision.setter
     def precision(self, precision: str) -> None:
-        self.options = replace(self.options, precision=precision)
+        self.options = _one_of_equal(replace(self.options, precision=precision))
 
     def weights(self) -> BlockWeights:
         """The parameters as ``transformer_block`` takes them."""
@@ -281,8 +288,8 @@ def run_blocks(
     """
     blocks = list(blocks)
     if x.is_cpu and blocks and states is None and not module_globals._has_any_global_hook():
-        whole = [as_whole(block.weights(), block.options) for block in blocks if _is_whole(block)]
-        y = whole_blocks(x, cu_seqlens, max_seqlen, whole) if len(whole) == len(blocks) else None
+        variant = blocks[0].options if isinstance(blocks[0], TransformerBlock) else None
+        y = whole_modules(x, cu_seqlens, max_seqlen, blocks, _describe, (BlockOptions,), variant)
         if y is not None:
             return y
     checkpointing = checkpointing and torch.is_grad_enabled()
@@ -292,6 +299,12 @@ def run_blocks(
         if states is not None:
             states.append(x)
     return x
+
+
+def _describe(blocks: list[nn.Module]) -> list[Any] | None:
+    """What whole_blocks is to run, if that is what calling the blocks is."""
+    whole = [as_whole(block.weights(), block.options) for block in blocks if _is_whole(block)]
+    return whole if len(whole) == len(blocks) else None
 
 
 def _is_whole(block: nn.Module) -> TypeGuard[TransformerBlock]:

@@ -12,13 +12,17 @@ from fastbert.reference import wide_dtype
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def may_want_grad() -> bool:
+    """Whether wants_grad() may say so of any tensor."""
+    # The autograd.Function says that there is no forward mode; the operator would drop the tangent.
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
 def wants_grad(*tensors: Tensor | None) -> bool:
     """Whether a gradient will be asked for, so that the operation has to enter its autograd.Function."""
-    if forward_ad._current_level >= 0:
-        return True  # the autograd.Function says that there is no forward mode; the operator would drop the tangent
-    if not torch.is_grad_enabled():
+    if not may_want_grad():
         return False
-    return any(t is not None and t.requires_grad for t in tensors)
+    return forward_ad._current_level >= 0 or any(t is not None and t.requires_grad for t in tensors)
 
 
 def distinct(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -1,13 +1,14 @@
 """Whole transformer blocks in one call, where nothing asks for their parts."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module, Parameter
 
-from fastbert.ops._common import wants_grad
+from fastbert.ops._common import may_want_grad, wants_grad
 from fastbert.ops._registry import answers_with_extension
 
 
@@ -33,16 +34,48 @@ def whole_blocks(
     That is with gradients, under autocast, while something traces, under use_reference(), without the extension, and for
     arguments that the C++ block does not take.
     """
-    if is_watched() or type(x) is not Tensor or torch.is_autocast_enabled("cpu") or not answers_with_extension():
+    if not answers_directly(x):
         return None
     for matrices, vectors, _ in blocks:
         if wants_grad(x, *matrices, *vectors):
             return None
-    return _launcher()(x, cu_seqlens, max_seqlen, blocks)
+    return _launcher("transformer_blocks")(x, cu_seqlens, max_seqlen, blocks)
+
+
+def whole_modules(
+    x: Tensor,  # [total, hidden]
+    cu_seqlens: Tensor,  # int32 [batch + 1]
+    max_seqlen: int,
+    modules: list[Module],
+    describe: Callable[[list[Module]], Sequence[Any] | None],
+    constants: tuple[type, ...],
+    variant: Hashable = None,
+) -> Tensor | None:
+    """As whole_blocks of ``describe(modules)``, which without gradients is asked only where a module has changed.
+
+    See ``fastbert.cpu.block.module_blocks``.
+    """
+    if not answers_directly(x):
+        return None
+    if may_want_grad():
+        blocks = describe(modules)
+        return None if blocks is None else whole_blocks(x, cu_seqlens, max_seqlen, blocks)
+    return _launcher("module_blocks")(x, cu_seqlens, max_seqlen, modules, describe, constants, variant)
+
+
+def answers_directly(x: Tensor) -> bool:
+    """Whether the extension may be called past the operators, on CPU tensors and without gradients."""
+    return not (
+        is_watched()
+        or type(x) not in (Tensor, Parameter)
+        or torch.is_autocast_enabled("cpu")
+        or not answers_with_extension()
+    )
 
 
 @functools.cache
-def _launcher() -> Callable[..., Tensor | None]:
-    from fastbert.cpu.block import transformer_blocks  # it imports the extension
+def _launcher(name: str) -> Callable[..., Tensor | None]:
+    from fastbert.cpu import block  # it imports the extension
 
-    return transformer_blocks
+    launcher: Callable[..., Tensor | None] = getattr(block, name)
+    return launcher

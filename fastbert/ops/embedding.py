@@ -1,5 +1,7 @@
 """The input of a BERT: three embeddings, their sum's layer norm, dropout, in one pass."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,11 +16,13 @@ from fastbert.ops._common import (
     check_range,
     check_vector,
     dropout_seed,
+    may_want_grad,
     norm_parameters,
     or_none,
     wants_grad,
 )
 from fastbert.ops._registry import CPU_DTYPES, CUDA_DTYPES, Implementation, Operation, register
+from fastbert.ops.block import answers_directly
 from fastbert.reference import wide_dtype
 
 
@@ -160,6 +164,13 @@ class _EmbeddingLayerNorm(torch.autograd.Function):
         return (*(or_none(g, n, d) for g, n, d in zip(gradients, needs, ctx.dtypes, strict=True)), *([None] * 5))
 
 
+@functools.cache
+def _direct() -> Callable[..., Tensor | None]:
+    from fastbert.cpu.embedding import embed_directly  # it imports the extension
+
+    return embed_directly
+
+
 def embedding_layer_norm(
     input_ids: Tensor,
     word: Tensor,
@@ -196,6 +207,11 @@ def embedding_layer_norm(
         TypeError: ids are not integers, or dtypes differ.
         ValueError: shapes or devices do not fit.
     """
+    plain = dropout_p == 0.0 and not may_want_grad() and answers_directly(word) and word.dim() == 2
+    if plain and (padding_idx is None or 0 <= padding_idx < word.shape[0]):
+        y = _direct()(input_ids, position_ids, token_type_ids, word, position, token_type, weight, bias, eps)
+        if y is not None:
+            return y
     function = "embedding_layer_norm"
     check_floating(function, "word", word)
     check_integers(function, "input_ids", input_ids)

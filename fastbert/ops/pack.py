@@ -8,6 +8,7 @@ from torch import Tensor
 from fastbert import reference
 from fastbert.ops._common import wants_grad
 from fastbert.ops._registry import Implementation, Operation, register
+from fastbert.ops.block import answers_directly
 
 # The kernels move elements of up to eight bytes, whatever they mean; float64 is the reference's, as everywhere.
 _CUDA_DTYPES = (
@@ -21,6 +22,7 @@ _CUDA_DTYPES = (
     torch.uint8,
     torch.bool,
 )
+_MASKS = (torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64)
 
 
 def _fake_pack(padded: Tensor, indices: Tensor) -> Tensor:
@@ -111,3 +113,12 @@ def unpack_rows(packed: Tensor, indices: Tensor, padded_rows: int, padding_value
     if wants_grad(packed):
         return _Unpack.apply(packed, indices, padded_rows, padding_value)
     return _unpack(packed, indices, padded_rows, padding_value)
+
+
+def mask_lengths(mask: Tensor) -> list[int] | None:
+    """Ones in each row of a mask [batch, seq], from the extension; None where it cannot answer, or finds more than 0 and 1."""
+    if not (answers_directly(mask) and mask.is_cpu and mask.is_contiguous() and mask.dtype in _MASKS):
+        return None
+    from fastbert import _C
+
+    return _C.mask_lengths(mask.element_size(), mask.data_ptr(), *mask.shape)
