@@ -150,7 +150,7 @@ def _case(problem: Problem) -> Case:
         f"{problem.family}, {real}",
         (_OPTIMIZED, _ATTENTION, _STOCK),
         functools.partial(prepare, problem),
-        quick=shown,
+        quick=shown and not problem.training,
         budget_seconds=4.0,
         quick_budget_seconds=1.5,
         named_only=not shown,
@@ -259,7 +259,9 @@ def _real_only(real: Tensor) -> Callable[[Any], list[Tensor]]:
 def _texts(settings: Settings) -> list[str]:
     """Sentences and short paragraphs."""
     texts, _ = text.load(settings.text)
-    return text.sample([each for each in texts if len(each) <= _CHARACTERS] or texts, _TEXTS)
+    return text.sample(
+        [each for each in texts if len(each) <= _CHARACTERS] or texts, _TEXTS // 2 if settings.quick else _TEXTS
+    )
 
 
 def _sentence_transformer(settings: Settings) -> Prepared:
