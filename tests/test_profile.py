@@ -20,7 +20,7 @@ import fastbert
 from fastbert import cli
 from fastbert.bench.cases import errors_of
 from fastbert.bench.profile import memory, run, table
-from fastbert.bench.profile.fit import fit_exponent, fit_quadratic
+from fastbert.bench.profile.fit import Quadratic, fit_exponent, fit_quadratic
 from fastbert.bench.profile.growth import growth
 from fastbert.bench.profile.models import CONTENDERS, EAGER, OURS, SDPA, Contender, ModelError, Spec, describe
 from fastbert.bench.profile.operations import Breakdown, Operation
@@ -597,6 +597,21 @@ def test_growth_is_that_of_a_machine_whose_speed_is_the_same_at_every_length():
         assert uneven.time.exponent == pytest.approx(even.time.exponent)
         assert uneven.memory == even.memory
     assert growth([]) == growth(points[:1]) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        (None, "-"),
+        (Quadratic(1.0, 0.0, 0.0), "nowhere: linear"),
+        (Quadratic(0.0, 1.0, 0.0), "everywhere"),
+        (Quadratic(2.0, 1e-3, 0.0), "2,000 tokens"),
+        (Quadratic(2.1, 1e-3, 0.0), "beyond 2,048"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_where_the_quadratic_part_takes_over_is_said_within_what_was_measured(parts, text):
+    assert table.crossover_text(parts, 2048) == text
 
 
 def test_results_are_read_back_or_refused():
