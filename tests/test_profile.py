@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -407,6 +408,15 @@ def test_the_first_call_is_watched(seconds, free, reason, monkeypatch):
         assert not worker.alive
     finally:
         worker.close()
+
+
+def test_samples_stand_in_where_the_peak_cannot_be_set_back(monkeypatch):
+    worker = object.__new__(Worker)
+    worker._process = SimpleNamespace(pid=0)
+    answer = (0.1, None, None, 1000, [])  # seconds, no peak, what the loaded model has
+    monkeypatch.setattr(Worker, "_send", lambda *arguments: None)
+    monkeypatch.setattr(Worker, "_answer_under_watch", lambda *arguments: (answer, 5000))
+    assert worker.first_call(Problem.of(1, 8, 0.0), 1.0) == FirstCall(0.1, 4000, 5000, True, [])
 
 
 # ---- the command ----
