@@ -329,7 +329,7 @@ def test_everything_is_measured_in_turn_and_growth_is_found(fakes):
         assert [each.ratio.median for each in point.contenders] == pytest.approx([2.0, 1.0, 2.0 / 3.0])
         assert point.of(OURS).limit_share == pytest.approx(point.flops / 1e-3 / 1e9)
         against = {each.against for each in point.contenders}
-        assert against == ({"float64"} if point.seq <= 256 else {SDPA, ""})  # as long as SDPA's call is short
+        assert against == ({"float64"} if point.seq <= 512 else {SDPA, ""})  # as long as a call is short
     grown = {each.name: each for each in growth(outcome.points)}
     assert grown[EAGER].memory.exponent == pytest.approx(2.0)
     assert grown[OURS].memory.exponent == pytest.approx(1.0)
