@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,7 +21,7 @@ import fastbert
 from fastbert import cli
 from fastbert.bench.cases import errors_of
 from fastbert.bench.profile import memory, run, table
-from fastbert.bench.profile.fit import fit_exponent, fit_quadratic
+from fastbert.bench.profile.fit import Quadratic, fit_exponent, fit_quadratic
 from fastbert.bench.profile.growth import growth
 from fastbert.bench.profile.models import CONTENDERS, EAGER, OURS, SDPA, Contender, ModelError, Spec, describe
 from fastbert.bench.profile.operations import Breakdown, Operation
@@ -328,7 +329,7 @@ def test_everything_is_measured_in_turn_and_growth_is_found(fakes):
         assert [each.ratio.median for each in point.contenders] == pytest.approx([2.0, 1.0, 2.0 / 3.0])
         assert point.of(OURS).limit_share == pytest.approx(point.flops / 1e-3 / 1e9)
         against = {each.against for each in point.contenders}
-        assert against == ({"float64"} if point.seq <= 256 else {SDPA, ""})  # as long as SDPA's call is short
+        assert against == ({"float64"} if point.seq <= 512 else {SDPA, ""})  # as long as a call is short
     grown = {each.name: each for each in growth(outcome.points)}
     assert grown[EAGER].memory.exponent == pytest.approx(2.0)
     assert grown[OURS].memory.exponent == pytest.approx(1.0)
@@ -407,6 +408,15 @@ def test_the_first_call_is_watched(seconds, free, reason, monkeypatch):
         assert not worker.alive
     finally:
         worker.close()
+
+
+def test_samples_stand_in_where_the_peak_cannot_be_set_back(monkeypatch):
+    worker = object.__new__(Worker)
+    worker._process = SimpleNamespace(pid=0)
+    answer = (0.1, None, None, 1000, [])  # seconds, no peak, what the loaded model has
+    monkeypatch.setattr(Worker, "_send", lambda *arguments: None)
+    monkeypatch.setattr(Worker, "_answer_under_watch", lambda *arguments: (answer, 5000))
+    assert worker.first_call(Problem.of(1, 8, 0.0), 1.0) == FirstCall(0.1, 4000, 5000, True, [])
 
 
 # ---- the command ----
@@ -597,6 +607,21 @@ def test_growth_is_that_of_a_machine_whose_speed_is_the_same_at_every_length():
         assert uneven.time.exponent == pytest.approx(even.time.exponent)
         assert uneven.memory == even.memory
     assert growth([]) == growth(points[:1]) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        (None, "-"),
+        (Quadratic(1.0, 0.0, 0.0), "nowhere: linear"),
+        (Quadratic(0.0, 1.0, 0.0), "everywhere"),
+        (Quadratic(2.0, 1e-3, 0.0), "2,000 tokens"),
+        (Quadratic(2.1, 1e-3, 0.0), "beyond 2,048"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_where_the_quadratic_part_takes_over_is_said_within_what_was_measured(parts, text):
+    assert table.crossover_text(parts, 2048) == text
 
 
 def test_results_are_read_back_or_refused():

@@ -158,12 +158,12 @@ def _print_reasons(console: Console, result: ProfileResult) -> None:
 
 
 def _growth(result: ProfileResult) -> Table:
-    longest = result.points[-1].seq
     table = _table()
     table.add_column("growth", no_wrap=True, min_width=8)
     for header in ("time", "quadratic from", "memory", "quadratic from"):
         table.add_column(header, justify="right")
     for each in result.growth:
+        longest = max(point.seq for point in result.points if (found := point.of(each.name)) and found.seconds)
         table.add_row(
             Text(each.name, style="bold cyan" if each.name == OURS else ""),
             exponent_text(each.time),
@@ -188,7 +188,7 @@ def crossover_text(found: Quadratic | None, longest: int) -> str:
     if at is None:
         return "nowhere: linear"
     if at > longest:
-        return "beyond the measured lengths"
+        return f"beyond {longest:,}"  # where nothing was measured the fit is a guess
     return "everywhere" if at == 0.0 else f"{at:,.0f} tokens"
 
 

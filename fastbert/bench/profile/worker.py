@@ -145,16 +145,26 @@ def _for_children() -> Iterator[None]:
     """What processes that begin here inherit: Ctrl-C is their parent's, and torch's profiler prints nothing."""
     name = "KINETO_LOG_LEVEL"
     given = os.environ.get(name)
-    in_main = threading.current_thread() is threading.main_thread()  # others may set no handlers
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
     os.environ[name] = given or "6"
     try:
-        yield
+        with without_interrupts():
+            yield
     finally:
         if given is None:
             del os.environ[name]
-        if in_main:
-            signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Ctrl-C does nothing meanwhile, here and in processes that begin here."""
+    if threading.current_thread() is not threading.main_thread():  # others may set no handlers, and get no signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class WorkerClock:
@@ -296,9 +306,6 @@ class _Served:
         import torch
 
         return int(torch.cuda.mem_get_info(self._device)[0])
-
-    def settle(self) -> None:
-        self._settle()
 
     def operations(self, problem: Problem, trace: str | None) -> Any:
         from fastbert.bench.profile.operations import profile_operations
