@@ -62,18 +62,19 @@ struct Sum<kPrecisionBfloat16> {
 
 template <>
 struct Sum<kPrecisionInt8> {
-    vint sum;
+    vuint sum;  // modulo 2³²: what remains without the offset is exact
     FASTBERT_INLINE_MEMBER void add(vuint x, vuint w) {
 #if defined(__AVX512VNNI__)
-        sum = (vint)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+        sum = (vuint)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
 #elif defined(__AVX512BW__)
-        sum += (vint)_mm512_madd_epi16((__m512i)x, (__m512i)w);
+        sum += (vuint)_mm512_madd_epi16((__m512i)x, (__m512i)w);
 #elif defined(__AVX2__)
-        sum += (vint)_mm256_madd_epi16((__m256i)x, (__m256i)w);
+        sum += (vuint)_mm256_madd_epi16((__m256i)x, (__m256i)w);
 #elif defined(__SSE2__)
-        sum += (vint)_mm_madd_epi16((__m128i)x, (__m128i)w);
+        sum += (vuint)_mm_madd_epi16((__m128i)x, (__m128i)w);
 #else
-        sum += (((vint)x << 16) >> 16) * (((vint)w << 16) >> 16) + ((vint)x >> 16) * ((vint)w >> 16);
+        const vint low = ((vint)(x << 16) >> 16) * ((vint)(w << 16) >> 16), high = ((vint)x >> 16) * ((vint)w >> 16);
+        sum += (vuint)low + (vuint)high;
 #endif
     }
 };
@@ -173,7 +174,8 @@ FASTBERT_INLINE vfloat as_float(const LinearForward&, const Sum<kPrecisionBfloat
 }
 
 FASTBERT_INLINE vfloat as_float(const LinearForward& a, const Sum<kPrecisionInt8>& s, int64_t row, int64_t channel) {
-    const vint exact = s.sum - *(const vint_at*)(a.weights.offsets + channel);
+    const vint offset = *(const vint_at*)(a.weights.offsets + channel);
+    const vint exact = (vint)(s.sum - (vuint)offset);
     return __builtin_convertvector(exact, vfloat) * (load(a.weights.scales + channel) * splat(a.x_scales[row]));
 }
 
