@@ -1,5 +1,9 @@
 """Results as `fastbert bench` would write them, with the ratios that a test wants."""
 
+import os
+
+from rich.console import Console
+
 from fastbert.bench.environment import describe
 from fastbert.bench.results import CaseResult, ContenderResult, RunResult
 from fastbert.bench.timer import Spread
@@ -67,3 +71,15 @@ def mixed_run(**fields):
         contender("copy, reused output", "limit", 9.0, error=None, tolerance=None),
     ]
     return run(case(contenders=contenders, not_measured={"onnxruntime": "not installed"}, notes=["a note"]), **fields)
+
+
+def drawn(width, draw):
+    """What `draw` writes to a terminal so wide: (as it is, in one line, the header of the first table). Nothing is cut off."""
+    with open(os.devnull, "w") as nowhere:
+        console = Console(width=width, record=True, file=nowhere)
+        draw(console)
+    text = console.export_text()
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in text
+    return text, " ".join(text.split()), next(line for line in lines if "contender" in line)

@@ -165,7 +165,9 @@ def test_json_round_trip():
     ("text", "message"),
     [
         ("{", "not a benchmark result"),
-        ("[]", "no field 'schema'"),
+        ("[]", "it is no object"),
+        ("{}", "no field 'schema'"),
+        ('{"schema": 1}', "no field 'cases'"),
         ('{"schema": 99}', "schema 99; this fastbert reads schema 1"),
         ('{"schema": 1}', "KeyError 'cases'"),
         ('{"schema": 1, "cases": [{"contenders": []}], "environment": {}, "settings": {}}', "TypeError"),

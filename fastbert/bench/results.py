@@ -88,16 +88,7 @@ class RunResult:
     @staticmethod
     def from_json(text: str) -> RunResult:
         """Raises ValueError when the text is no result of this schema."""
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not a benchmark result: {error}") from error
-        if not isinstance(data, dict) or "schema" not in data:
-            raise ValueError("not a benchmark result: it has no field 'schema'")
-        if data["schema"] != SCHEMA_VERSION:
-            raise ValueError(
-                f"result has schema {data['schema']}; this fastbert reads schema {SCHEMA_VERSION}: run the benchmark again"
-            )
+        data = parse(text, "benchmark result", SCHEMA_VERSION, "cases")
         try:
             cases = [_case(case) for case in data["cases"]]
             run = RunResult(data["environment"], data["settings"], cases, data["interrupted"], data["schema"])
@@ -110,6 +101,23 @@ class RunResult:
         if missing:
             raise ValueError(f"not a benchmark result: its environment lacks {', '.join(sorted(missing))}")
         return run
+
+
+def parse(text: str, what: str, schema: int, field: str) -> dict[str, Any]:
+    """The object of a result file. Raises ValueError when it is no `what` of this schema, with that field."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not a {what}: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"not a {what}: it is no object with fields")
+    if "schema" not in data:
+        raise ValueError(f"not a {what}: it has no field 'schema'")
+    if data["schema"] != schema:
+        raise ValueError(f"this {what} has schema {data['schema']}; this fastbert reads schema {schema}: measure again")
+    if field not in data:
+        raise ValueError(f"not a {what}: it has no field '{field}'")
+    return data
 
 
 def _case(data: Mapping[str, Any]) -> CaseResult:

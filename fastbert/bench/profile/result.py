@@ -10,7 +10,7 @@ from typing import Any
 
 from fastbert.bench.profile.fit import Exponent, Quadratic
 from fastbert.bench.profile.operations import Breakdown, Operation
-from fastbert.bench.results import finite
+from fastbert.bench.results import finite, parse
 from fastbert.bench.timer import Spread
 
 SCHEMA_VERSION = 1
@@ -86,16 +86,7 @@ class ProfileResult:
     @staticmethod
     def from_json(text: str) -> ProfileResult:
         """Raises ValueError when the text is no profile of this schema."""
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not a profile: {error}") from error
-        if not isinstance(data, dict) or "schema" not in data or "points" not in data:
-            raise ValueError("not a profile: it lacks the fields 'schema' and 'points'")
-        if data["schema"] != SCHEMA_VERSION:
-            raise ValueError(
-                f"the profile has schema {data['schema']}; this fastbert reads schema {SCHEMA_VERSION}: profile again"
-            )
+        data = parse(text, "profile", SCHEMA_VERSION, "points")
         try:
             return ProfileResult(
                 **{
