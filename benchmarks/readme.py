@@ -33,7 +33,7 @@ from fastbert.bench.rows import Group, environment_rows, groups, number, range_t
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-ENGINES = "cpu-fp32"  # the suite that README shows a column an engine
+ENGINES = ("cpu", "cpu-fp32")  # the suites that README shows a column an engine: the first that a device has
 COMMAND = "python benchmarks/readme.py"
 _PROFILE = "profile-"  # how files of `fastbert profile` begin
 _HEADLINE_PROFILE = "profile-bert-base-forward.json"  # which README shows
@@ -59,13 +59,29 @@ class Device:
         return f"{environment['device']}, {environment['threads']} threads" if on_cpu else environment["device"]
 
     @cached_property
+    def engines(self) -> list[CaseResult]:
+        """Whole models by engine: of the suite that has most of them."""
+        for suite in ENGINES:
+            cases = [
+                case for run in self.runs.values() for case in run.cases if case.suite == suite and case.contenders
+            ]
+            found = [case for case in cases if case.group.startswith("models, ")]
+            if found:
+                return found
+        return []
+
+    @cached_property
+    def engine_drawings(self) -> list[Drawing]:
+        return figures.engines(replace(self.main, cases=self.engines))
+
+    @cached_property
     def summary(self) -> list[Drawing]:
-        return figures.summary(self.main)
+        return [*self.engine_drawings[:1], *figures.headline(self.main)]
 
     @cached_property
     def drawings(self) -> list[Drawing]:
         profiles = [each for drawings in self.profile_drawings.values() for each in drawings]
-        return [*self.summary, *figures.attention(self.main), *profiles]
+        return [*self.summary, *self.engine_drawings[1:], *figures.attention(self.main), *profiles]
 
     @cached_property
     def profile_drawings(self) -> dict[str, list[Drawing]]:
@@ -106,9 +122,9 @@ def headline(device: Device) -> str:
     parts = [
         f"**{device.name}** ({environment['isa']}), {environment['date'][:10]}; {versions}.",
         *_warnings(run, named=0),
-        *pictures[:1],
-        _engine_table(run),
-        *pictures[1:],
+        *pictures[: len(device.engine_drawings[:1])],
+        *_engine_tables(device),
+        *pictures[len(device.engine_drawings[:1]) :],
         _headline_table(run),
         *_headline_profile(device, where),
         f"Every row, the environment, and what was not measured: [{where}]({where}/README.md).",
@@ -120,11 +136,15 @@ def _warnings(run: RunResult, **options: int) -> list[str]:
     return [f"*{word}*: {line}." for word, line in warnings(run, **options)]
 
 
-def _engine_table(run: RunResult) -> str:
-    """A row a model, a column an engine; the fastest is bold where its range lies above all others."""
-    cases = [case for case in run.cases if case.suite == ENGINES and case.contenders]
-    if not cases:
-        return ""
+def _engine_tables(device: Device) -> Iterator[str]:
+    """A table a precision, a row a model, a column an engine; the fastest is bold where its range lies above all others."""
+    for group, cases in groupby(device.engines, key=lambda case: case.group):
+        yield _engine_table(group.removeprefix("models, "), list(cases))
+    if device.engines:
+        yield "Bold: the whole range above everybody else's. ~: the range contains 1, no winner."
+
+
+def _engine_table(precision: str, cases: list[CaseResult]) -> str:
     names = list(dict.fromkeys(each.name for case in cases for each in _engines(case)))
     baselines = " or ".join(dict.fromkeys(case.baseline for case in cases))
     rows = []
@@ -132,8 +152,7 @@ def _engine_table(run: RunResult) -> str:
         found = {each.name: each for each in _engines(case)}
         cells = [_engine_cell(found[name], case) if name in found else "not measured" for name in names]
         rows.append([case.title, *cells])
-    table = _markdown([f"whole models, float32: times as fast as {baselines} (range)", *names], rows)
-    return f"{table}\n\nBold: the whole range above everybody else's."
+    return _markdown([f"whole models, {precision}: times as fast as {baselines} (range)", *names], rows)
 
 
 def _engines(case: CaseResult) -> list[ContenderResult]:

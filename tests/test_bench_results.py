@@ -169,14 +169,23 @@ def test_json_round_trip():
         ("{}", "no field 'schema'"),
         ('{"schema": 1}', "no field 'cases'"),
         ('{"schema": 99}', "schema 99; this fastbert reads schema 1"),
-        ('{"schema": 1}', "KeyError 'cases'"),
+        ('{"schema": 1, "cases": []}', "KeyError 'environment'"),
         ('{"schema": 1, "cases": [{"contenders": []}], "environment": {}, "settings": {}}', "TypeError"),
         (
             '{"schema": 1, "cases": [], "environment": {"versions": {"torch": "2"}}, "settings": {}, "interrupted": false}',
             "its environment lacks command, .*fastbert",
         ),
     ],
-    ids=["truncated", "other-json", "other-version", "missing-field", "missing-case-field", "missing-environment"],
+    ids=[
+        "truncated",
+        "other-json",
+        "no-schema",
+        "no-cases",
+        "other-version",
+        "missing-field",
+        "missing-case-field",
+        "missing-environment",
+    ],
 )
 def test_what_is_no_result_is_refused(text, message):
     with pytest.raises(ValueError, match=message):

@@ -54,11 +54,6 @@ def _plain(value: object) -> object:
     raise TypeError(f"a figure cannot be drawn from {type(value).__name__}")
 
 
-def summary(run: RunResult) -> list[Drawing]:
-    """The figures for README: whole models by engine, and the rows that stand for the run."""
-    return [*engines(run), *_headline(run)]
-
-
 def drawings(run: RunResult) -> list[Drawing]:
     """All figures of a run, by its suites."""
     by_suite: dict[str, list[CaseResult]] = {}
@@ -71,7 +66,8 @@ def drawings(run: RunResult) -> list[Drawing]:
     return found
 
 
-def _headline(run: RunResult) -> list[Drawing]:
+def headline(run: RunResult) -> list[Drawing]:
+    """The rows that stand for the run, against their baselines; none without such rows."""
     chosen = [each for each in headlines(run) if each.section != "Tokenizer"]  # hundreds of times: another scale
     rows = {
         f"{each.title}, against {each.case.baseline}": (

@@ -146,7 +146,7 @@ class _Run(NamedTuple):
     """Plans of blocks, and what they read: another thread may drop the packed weights meanwhile, and the plans with them."""
 
     plans: list[_C.Block]
-    held: list[tuple[tuple[PackedWeight, ...], _Plan]]
+    held: list[tuple[object, ...]]
 
     def __call__(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[int, Tensor]:
         """A BlockOutcome, and the result if that is _DONE."""
@@ -175,6 +175,32 @@ def _prepare(blocks: Sequence[BlockArguments], dtype: torch.dtype, hidden: int) 
         run.plans.append(plan.block)
         run.held.append((packed, plan))
     return run
+
+
+def fixed_block(block: BlockArguments, dtype: torch.dtype) -> _Run | None:
+    """The block, prepared for tokens of `dtype`, that reads neither its matrices nor its vectors again: they may go.
+
+    None where C++ does not take it.
+    """
+    matrices, vectors, settings = block
+    hidden = matrices[0].shape[1]
+    described = BlockSettings(*settings)
+    if dtype not in DTYPE_NUMBERS or not _is_taken(block, dtype, hidden):
+        return None
+    if not _fits(hidden, matrices, vectors, described):
+        return None
+    packed = tuple(each.without_originals() for each in _packed(block, dtype, check=True))
+    kept = tuple(None if v is None else v.detach().clone() for v in vectors)
+    plan = _Plan(dtype, packed, kept, described)
+    return _Run([plan.block], [(packed, kept, plan)])
+
+
+def run_fixed_blocks(x: Tensor, cu_seqlens: Tensor, max_seqlen: int, runs: Sequence[_Run]) -> Tensor | None:
+    """What fixed_block made, one after another: [total, hidden]. None for other tokens and boundaries than C++ takes."""
+    if not _takes(x, cu_seqlens, max_seqlen):
+        return None
+    outcome, y = _Run([plan for run in runs for plan in run.plans], [])(x, cu_seqlens, max_seqlen)
+    return y if outcome == _DONE else None
 
 
 def _takes(x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> bool:
@@ -217,14 +243,14 @@ def _is_taken(block: BlockArguments, dtype: torch.dtype, hidden: int) -> bool:
     return all(w.shape == first.shape and w.dtype is first.dtype for w in others)
 
 
-def _packed(block: BlockArguments, dtype: torch.dtype) -> tuple[PackedWeight, ...]:
+def _packed(block: BlockArguments, dtype: torch.dtype, check: bool = False) -> tuple[PackedWeight, ...]:
     matrices, _, settings = block
     precision = settings[-1]
     if precision == "fp32" and dtype is torch.bfloat16:
         precision = "bf16"  # products of bfloat16 tensors
     return (
-        packed_weight(precision, *matrices[:-3], check=False),
-        *[packed_weight(precision, w, check=False) for w in matrices[-3:]],
+        packed_weight(precision, *matrices[:-3], check=check),
+        *[packed_weight(precision, w, check=check) for w in matrices[-3:]],
     )
 
 

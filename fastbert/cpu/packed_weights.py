@@ -84,6 +84,15 @@ class PackedWeight:
         ]
         self.blocks: dict[object, object] = {}
 
+    def without_originals(self) -> "PackedWeight":
+        """The same memory, for which nobody looks whether the originals are what they were: they may go."""
+        other = object.__new__(PackedWeight)
+        for name in ("precision", "out", "in_features", "nbytes", "_buffer", "address"):
+            setattr(other, name, getattr(self, name))
+        other.originals, other.blocks = [], {}
+        _alone.add(other)
+        return other
+
     def is_unchanged(self) -> bool:
         """Whether samples of the originals are what they were; only while these are alive and current."""
         return all(_C.fingerprint(address, nbytes) == expected for address, nbytes, expected in self.originals)
@@ -128,6 +137,7 @@ class _Entry:
 
 _entries: dict[tuple[object, ...], _Entry] = {}
 _derived: dict[object, Any] = {}
+_alone: weakref.WeakSet[PackedWeight] = weakref.WeakSet()  # those without originals, that live
 _lock = threading.Lock()  # held while packing: two threads that need one weight do not both make it
 
 
@@ -216,5 +226,6 @@ def drop_packed_weights() -> None:
 
 
 def all_packed() -> list[PackedWeight]:
-    """What the cache holds."""
-    return [entry.packed for entry in list(_entries.values())]
+    """What the cache holds, and what lives without originals; memory that both share once."""
+    found = [*(entry.packed for entry in list(_entries.values())), *_alone]
+    return list({packed.address: packed for packed in found}.values())

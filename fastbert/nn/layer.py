@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from fastbert.nn._modules import is_plain, product, weight_and_bias
 from fastbert.nn.attention import Attend, Cross, CrossAttention, CrossWeights, PackedAttention, SelfAttention
 from fastbert.nn.block import BlockOptions, BlockWeights, as_whole, transformer_block
+from fastbert.nn.inference import InferenceBlock, run_inference_blocks
 from fastbert.nn.init import initialize
 from fastbert.nn.norm import LayerNorm
 from fastbert.nn.positions import RotaryPositions
@@ -288,6 +289,11 @@ def run_blocks(
     """
     blocks = list(blocks)
     if x.is_cpu and blocks and states is None and not module_globals._has_any_global_hook():
+        alone = [
+            block for block in blocks if isinstance(block, InferenceBlock) and is_plain(block, InferenceBlock.forward)
+        ]
+        if len(alone) == len(blocks):
+            return run_inference_blocks(alone, x, cu_seqlens, max_seqlen)
         variant = blocks[0].options if isinstance(blocks[0], TransformerBlock) else None
         y = whole_modules(x, cu_seqlens, max_seqlen, blocks, _describe, (BlockOptions,), variant)
         if y is not None:
@@ -317,3 +323,15 @@ def _is_whole(block: nn.Module) -> TypeGuard[TransformerBlock]:
         and not (block.training and (block.dropout_p or block.attention.dropout_p))
         and not block._changed_parts()
     )
+
+
+def freed(block: nn.Module) -> InferenceBlock:
+    """The block for inference alone, without its weights. Raises ValueError where it is not run as a whole."""
+    if block.training:
+        raise ValueError("the model is in training, and without its weights nothing can be learnt: call eval() first")
+    if not _is_whole(block):
+        raise ValueError(
+            f"a {type(block).__name__} with hooks, adapters, exchanged parts, cross-attention or rotary positions is run part by "
+            "part: its weights cannot be freed. Remove these, or merge them into the weights"
+        )
+    return InferenceBlock(block.weights(), block.options)

@@ -63,6 +63,16 @@ def whole_modules(
     return _launcher("module_blocks")(x, cu_seqlens, max_seqlen, modules, describe, constants, variant)
 
 
+def fixed_block(block: tuple[Any, ...], dtype: torch.dtype) -> Any:
+    """One block prepared for run_fixed_blocks, whose weights may go; None where C++ does not take it."""
+    return _launcher("fixed_block")(block, dtype) if answers_with_extension() else None
+
+
+def run_fixed_blocks(x: Tensor, cu_seqlens: Tensor, max_seqlen: int, runs: Sequence[Any]) -> Tensor | None:
+    """Blocks that fixed_block has prepared, in one call of C++: [total, hidden]; None where it cannot answer, as whole_blocks."""
+    return _launcher("run_fixed_blocks")(x, cu_seqlens, max_seqlen, runs) if answers_directly(x) else None
+
+
 def answers_directly(x: Tensor) -> bool:
     """Whether the extension may be called past the operators, on CPU tensors and without gradients."""
     return not (
@@ -74,8 +84,8 @@ def answers_directly(x: Tensor) -> bool:
 
 
 @functools.cache
-def _launcher(name: str) -> Callable[..., Tensor | None]:
+def _launcher(name: str) -> Callable[..., Any]:
     from fastbert.cpu import block  # it imports the extension
 
-    launcher: Callable[..., Tensor | None] = getattr(block, name)
+    launcher: Callable[..., Any] = getattr(block, name)
     return launcher

@@ -125,7 +125,7 @@ def cases() -> list[Case]:
                 continue
             found.append(_model_case("cpu", problem, precision, budget))
     for problem, budget in _problems(_FEW_LAYERS, long=2):
-        found.append(_model_case("cpu-fp32", problem, "fp32", budget / 8.0))
+        found.append(_model_case("cpu-fp32", problem, "fp32", budget / 2.5))
     found += [_attention_case(seq, precision) for precision in ("fp32", "bf16") for seq in (128, 512, 4096)]
     return found
 
