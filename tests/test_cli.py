@@ -170,7 +170,15 @@ def test_when_nothing_can_be_measured_the_reason_is_the_error(capsys, monkeypatc
     )
 
 
-def test_ctrl_c_keeps_what_was_measured(capsys, tmp_path, monkeypatch):
+@pytest.fixture
+def ctrl_c():
+    """A signal as Ctrl-C sends it; what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_keeps_what_was_measured(capsys, tmp_path, monkeypatch, ctrl_c):
     import dataclasses
 
     from fastbert.bench.cases import all_cases
@@ -178,7 +186,7 @@ def test_ctrl_c_keeps_what_was_measured(capsys, tmp_path, monkeypatch):
     first, second = (case for case in all_cases() if "layer_norm/24x768" in case.name and "add" not in case.name)
 
     def interrupted(settings):
-        signal.raise_signal(signal.SIGINT)
+        ctrl_c()
 
     cases = [dataclasses.replace(first, budget_seconds=0.0), dataclasses.replace(second, prepare=interrupted)]
     monkeypatch.setattr(cli.bench, "all_cases", lambda: cases)
@@ -193,13 +201,13 @@ def test_ctrl_c_keeps_what_was_measured(capsys, tmp_path, monkeypatch):
     assert "interrupted" in out and "fastbert.functional" in out
 
 
-def test_ctrl_c_before_the_first_result_still_writes(capsys, tmp_path, monkeypatch):
+def test_ctrl_c_before_the_first_result_still_writes(capsys, tmp_path, monkeypatch, ctrl_c):
     import dataclasses
 
     from fastbert.bench.cases import all_cases
 
     def interrupted(settings):
-        signal.raise_signal(signal.SIGINT)
+        ctrl_c()
 
     monkeypatch.setattr(cli.bench, "all_cases", lambda: [dataclasses.replace(all_cases()[0], prepare=interrupted)])
     file, html = tmp_path / "result.json", tmp_path / "page.html"
