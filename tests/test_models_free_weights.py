@@ -98,7 +98,7 @@ def test_a_vector_that_changes_later_changes_nothing():
 REFUSED = {
     "train": lambda model: model.train(),
     "state_dict": lambda model: model.state_dict(),
-    "load_state_dict": lambda model: model.load_state_dict(a_model().state_dict()),
+    "load_state_dict": lambda model: model.load_state_dict({k: v + 1 for k, v in a_model().state_dict().items()}),
     "half": lambda model: model.bfloat16(),
     "meta": lambda model: model.to("meta"),
     "pickle": lambda model: pickle.dumps(model),
@@ -127,7 +127,7 @@ def test_what_needs_the_weights_raises(use):
     expected = hidden(model)
     with pytest.raises(RuntimeError, match=r"weights of this block were freed.*Load the model again"):
         use(model)
-    model.eval()
+    assert not model.training and model.precision == "fp32"  # nothing has half happened
     assert torch.equal(hidden(model), expected)
 
 
@@ -137,6 +137,33 @@ def test_saving_raises(tmp_path):
     with pytest.raises(RuntimeError, match="were freed"):
         model.save_pretrained(tmp_path / "model")
     assert model.to("cpu").float().eval() is model  # what changes nothing is no loss
+
+
+@pytest.mark.parametrize(
+    ("boundaries", "longest", "message"),
+    [
+        ([0, 6], 6, "cu_seqlens is list"),
+        (torch.tensor([0, 6]), 6, r"cu_seqlens is torch.int64 \[2\]"),
+        (torch.tensor([0, 5], dtype=torch.int32), 6, "boundaries from 0 to 6"),
+        (torch.tensor([0, 6], dtype=torch.int32), 5, "max_seqlen, 5"),
+    ],
+    ids=["list", "int64", "short", "longest"],
+)
+def test_bad_boundaries_are_named(boundaries, longest, message):
+    model = a_model()
+    model.free_weights()
+    with torch.inference_mode(), pytest.raises(ValueError, match=message):
+        model.layers[0](torch.ones(6, 64), boundaries, longest)
+    assert torch.equal(hidden(copy.copy(model)), hidden(model))
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_a_storage_that_was_given_back_is_an_error(part):
+    model = a_model()
+    hidden(model)
+    getattr(model.layers[0].attention.out, part).untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="has no memory"):
+        hidden(model)
 
 
 def test_heads_and_hooks():

@@ -91,6 +91,9 @@ class RunResult:
         data = parse(text, "benchmark result", SCHEMA_VERSION, "cases")
         try:
             cases = [_case(case) for case in data["cases"]]
+            for name in ("environment", "settings"):
+                if not isinstance(data[name], dict):
+                    raise TypeError(f"of {name}, which is no object")
             run = RunResult(data["environment"], data["settings"], cases, data["interrupted"], data["schema"])
             missing = [
                 *(ENVIRONMENT - run.environment.keys()),
@@ -107,7 +110,7 @@ def parse(text: str, what: str, schema: int, field: str) -> dict[str, Any]:
     """The object of a result file. Raises ValueError when it is no `what` of this schema, with that field."""
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"not a {what}: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"not a {what}: it is no object with fields")
@@ -129,7 +132,11 @@ def _case(data: Mapping[str, Any]) -> CaseResult:
 
 
 def _spread(data: Mapping[str, float] | None) -> Spread | None:
-    return None if data is None else Spread(**data)
+    if data is None:
+        return None
+    if not all(isinstance(value, int | float) for value in data.values()):
+        raise TypeError(f"of a spread that is not of numbers: {dict(data)}")
+    return Spread(**data)
 
 
 def finite(value: Any) -> Any:
@@ -163,7 +170,8 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     target = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", text=True)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        # A command line may hold bytes that are no text.
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

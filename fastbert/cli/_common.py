@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 OK, WRONG, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -59,6 +60,16 @@ def check_output(option: str, path: str) -> None:
         check_writable(path)
     except OSError as error:
         raise BadInput(str(error)) from None
+
+
+def check_distinct(inputs: Mapping[str, str | None], outputs: Mapping[str, str | None]) -> None:
+    """Option → path: no output may be an input or another output."""
+    seen = {Path(path).resolve(): option for option, path in inputs.items() if path is not None}
+    for option, path in outputs.items():
+        if path is not None:
+            other = seen.setdefault(Path(path).resolve(), option)
+            if other != option:
+                raise BadInput(f"{other} and {option} are both {path}: one would overwrite the other")
 
 
 def device_of(name: str) -> str:

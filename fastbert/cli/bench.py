@@ -17,6 +17,7 @@ from fastbert.cli._common import (
     WRONG,
     BadInput,
     add_machine_arguments,
+    check_distinct,
     check_output,
     device_of,
     progress,
@@ -118,8 +119,9 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Files that could not be written after minutes of measuring are found now."""
-    if options.json is not None and options.html is not None and Path(options.json) == Path(options.html):
-        raise BadInput(f"--json and --html are both {options.json}: one would overwrite the other")
+    check_distinct(
+        {"--from": options.stored, "--compare": options.compare}, {"--json": options.json, "--html": options.html}
+    )
     if options.json is not None:
         check_output("--json", options.json)
     if options.html is not None:
@@ -229,7 +231,13 @@ def _report(options: argparse.Namespace, run: RunResult, comparison: Comparison 
         return INTERRUPTED
     bad = any(result.failed or any(each.role == "ours" for each in result.wrong) for result in run.cases)
     slower = comparison is not None and bool(comparison.regressions)
-    return WRONG if bad or slower or problems else OK
+    nothing = comparison is not None and not comparison.changes
+    if nothing:
+        print(
+            f"fastbert bench: nothing to compare: no ratio of ours is in both, here and in {options.compare}",
+            file=sys.stderr,
+        )
+    return WRONG if bad or slower or nothing or problems else OK
 
 
 def _write(path: str, text: str) -> list[str]:

@@ -14,6 +14,7 @@ from fastbert.cli._common import (
     WRONG,
     BadInput,
     add_machine_arguments,
+    check_distinct,
     check_output,
     count,
     device_of,
@@ -24,6 +25,7 @@ from fastbert.cli._common import (
 _LENGTHS, _QUICK_LENGTHS = "128..2048", "128..512"
 _BUDGET, _QUICK_BUDGET = 2.0, 0.5
 _TIME_LIMIT = 30.0
+_MOST_POSITIONS = 2**31 - 1
 
 
 def add_parser(commands: Any) -> None:
@@ -138,6 +140,11 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
             f"a length of {lengths[-1]} is beyond the {architecture.positions} positions of {options.model}; "
             f"choose --seq-lens up to {architecture.positions}"
         )
+    positions = options.tokens or (options.batch or 1) * lengths[-1]
+    if positions > _MOST_POSITIONS:
+        raise BadInput(
+            f"a batch of {positions} positions is too large, at most {_MOST_POSITIONS}: boundaries are 32-bit numbers"
+        )
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     plan = Plan(
@@ -200,6 +207,8 @@ def _report(options: argparse.Namespace, plan: Any, environment: dict[str, Any],
         outcome.interrupted,
     )
     failures = _write(options, result)
+    if options.trace is not None and outcome.points and not outcome.interrupted and not Path(options.trace).is_file():
+        failures.append(f"no trace was written to {options.trace}")
     print_profile(Console(), result)
     for failure in failures:
         print(f"fastbert profile: {failure}", file=sys.stderr)
@@ -255,6 +264,10 @@ def _check(options: argparse.Namespace) -> list[int]:
         raise BadInput(f"--tokens {options.tokens} holds no sequence of {lengths[-1]}; give at least as many")
     if not 0.0 <= options.padding < 1.0:
         raise BadInput(f"--padding {options.padding:g} is no share of padding; expected 0 to below 1")
+    plots = {
+        f"--plots ({name}.svg)": str(Path(options.plots, f"{name}.svg")) for name in ("time", "memory") if options.plots
+    }
+    check_distinct({}, {"--json": options.json, "--trace": options.trace, **plots})
     if options.json is not None:
         check_output("--json", options.json)
     if options.trace is not None:

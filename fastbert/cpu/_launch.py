@@ -80,7 +80,13 @@ def vector(operation: str, name: str, parameter: Tensor | None, length: int) -> 
 
 
 def address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
+    """0 for None. RuntimeError for a tensor whose storage was given back, as FSDP does: C++ would crash, or take it for None."""
+    if x is None:
+        return 0
+    at = x.data_ptr()
+    if at == 0 and x.numel() > 0:
+        raise RuntimeError(f"a tensor of shape {list(x.shape)} has no memory: its storage was resized to 0")
+    return at
 
 
 def check_output(operation: str, name: str, out: Tensor, x: Tensor) -> None:

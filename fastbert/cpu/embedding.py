@@ -101,7 +101,9 @@ def embed_directly(
     says what is the matter with the other.
     """
     for each in (input_ids, position_ids, token_type_ids, word, position, token_type, weight, bias):
-        if each is not None and not (type(each) in (Tensor, Parameter) and each.is_cpu and each.is_contiguous()):
+        if each is not None and not (
+            type(each) in (Tensor, Parameter) and each.is_cpu and each.is_contiguous() and not each.is_neg()
+        ):
             return None
     dtype, shape = word.dtype, input_ids.shape
     if dtype not in DTYPE_NUMBERS or word.dim() != 2 or word.shape[1] == 0:

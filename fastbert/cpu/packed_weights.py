@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fastbert import _C
-from fastbert.cpu._launch import DTYPE_NUMBERS
+from fastbert.cpu._launch import DTYPE_NUMBERS, address
 
 # Numbers of csrc/cpu/linear.h's enum Precision.
 PRECISIONS = {"fp32": 0, "bf16": 1, "int8": 2}
@@ -53,6 +53,8 @@ class PackedWeight:
     )
 
     def __init__(self, weights: tuple[Tensor, ...], precision: str) -> None:
+        for each in weights:
+            address(each)  # there is one
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         if weight.stride(-1) != 1 and weight.shape[1] != 1:
             weight = weight.contiguous()
@@ -90,7 +92,8 @@ class PackedWeight:
         for name in ("precision", "out", "in_features", "nbytes", "_buffer", "address"):
             setattr(other, name, getattr(self, name))
         other.originals, other.blocks = [], {}
-        _alone.add(other)
+        with _lock:
+            _alone.add(other)
         return other
 
     def is_unchanged(self) -> bool:
@@ -227,5 +230,7 @@ def drop_packed_weights() -> None:
 
 def all_packed() -> list[PackedWeight]:
     """What the cache holds, and what lives without originals; memory that both share once."""
-    found = [*(entry.packed for entry in list(_entries.values())), *_alone]
+    with _lock:
+        alone = list(_alone)
+    found = [*(entry.packed for entry in list(_entries.values())), *alone]
     return list({packed.address: packed for packed in found}.values())

@@ -16,7 +16,7 @@ from fastbert.models import checkpoint
 from fastbert.models.checkpoint import Tensors
 from fastbert.nn import check_precision, initialize
 from fastbert.nn.inference import InferenceBlock
-from fastbert.nn.layer import freed
+from fastbert.nn.layer import freeable
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _SHOWN = 5  # names in an error message
@@ -300,9 +300,10 @@ class StackOfBlocks(PretrainedModel):
 
     @precision.setter
     def precision(self, precision: str) -> None:
-        self._precision = check_precision(precision)
+        check_precision(precision)
         for layer in self.layers:
             layer.precision = precision  # type: ignore[assignment]
+        self._precision = precision
 
     def free_weights(self) -> int:
         """For inference on a CPU alone: the layers keep packed weights in their precision, and give their own memory back.
@@ -321,14 +322,27 @@ class StackOfBlocks(PretrainedModel):
         if all(isinstance(layer, InferenceBlock) for layer in self.layers):
             return 0
         held = sum(parameter.nbytes for parameter in self.layers.parameters())
-        self.layers = nn.ModuleList([freed(layer) for layer in self.layers])
+        layers = [freeable(layer) for layer in self.layers]  # before anything is packed
+        self.layers = nn.ModuleList([InferenceBlock(layer.weights(), layer.options) for layer in layers])
         return held
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        for layer in self.layers:  # before anything has moved
-            if isinstance(layer, InferenceBlock):
-                layer.check_move(fn)
+        for layer in self._freed():  # before anything has moved
+            layer.check_move(fn)
         return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> Self:
+        for layer in self._freed():  # before anything is in training
+            layer.train(mode)
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        for layer in self._freed():  # before anything is loaded
+            layer.refuse("take other weights")
+        super()._load_from_state_dict(*arguments)
+
+    def _freed(self) -> list[InferenceBlock]:
+        return [layer for layer in self.layers if isinstance(layer, InferenceBlock)]
 
     def extra_repr(self) -> str:
         return f"dtype={self.dtype}, device={self.device}, precision={self.precision!r}"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastbert.nn.block import BlockOptions, BlockWeights, as_whole
 from fastbert.ops._common import wants_grad
-from fastbert.ops.block import fixed_block, run_fixed_blocks
+from fastbert.ops.block import answers_directly, fixed_block, run_fixed_blocks
 
 
 class InferenceBlock(nn.Module):
@@ -31,7 +31,8 @@ class InferenceBlock(nn.Module):
         if self._run is None:
             raise ValueError(
                 f"weights of {self.dtype} on {weights.out_weight.device} cannot be freed: that needs float32 or bfloat16 on a CPU "
-                "with AVX2 or newer, and the C++ extension (fastbert doctor tells what answers here)"
+                "with AVX2 or newer, the C++ extension (fastbert doctor tells what answers here), no use_reference(), and weights "
+                "that were not made under inference_mode"
             )
         self.eval()
 
@@ -81,6 +82,9 @@ class InferenceBlock(nn.Module):
     def _load_from_state_dict(self, *arguments: Any) -> None:
         self.refuse("take other weights")
 
+    def __copy__(self) -> "InferenceBlock":
+        return self.__deepcopy__({})
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "InferenceBlock":
         other = type(self).__new__(type(self))
         for name, value in self.__dict__.items():
@@ -102,6 +106,13 @@ def run_inference_blocks(
 ) -> Tensor:
     """All in one call, [total, hidden]; see InferenceBlock.forward."""
     first = blocks[0]
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype is not torch.int32 or cu_seqlens.dim() != 1:
+        found = (
+            f"{cu_seqlens.dtype} {list(cu_seqlens.shape)}"
+            if isinstance(cu_seqlens, Tensor)
+            else type(cu_seqlens).__name__
+        )
+        raise ValueError(f"cu_seqlens is {found}; expected int32 [batch + 1]")
     if wants_grad(x):
         first.refuse("give a gradient: call it under torch.no_grad() or torch.inference_mode()")
     if x.dtype is not first.dtype or x.dim() != 2 or x.shape[1] != first.hidden_size or x.device.type != "cpu":
@@ -110,8 +121,10 @@ def run_inference_blocks(
         )
     y = run_fixed_blocks(x.contiguous(), cu_seqlens.contiguous(), max_seqlen, [block._run for block in blocks])
     if y is None:
-        first.refuse(
-            "run under autocast, a compiler, a tracer or use_reference(), or with boundaries that are no int32 from 0 to "
-            f"{x.shape[0]}"
+        if not answers_directly(x):
+            first.refuse("run under autocast, a compiler, a tracer or use_reference()")
+        raise ValueError(
+            f"boundaries or max_seqlen, {max_seqlen!r}, do not fit: expected boundaries from 0 to {x.shape[0]}, on the CPU, no "
+            "sequence longer than max_seqlen, and the instruction set that the weights were packed for"
         )
     return y

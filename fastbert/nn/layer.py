@@ -325,8 +325,8 @@ def _is_whole(block: nn.Module) -> TypeGuard[TransformerBlock]:
     )
 
 
-def freed(block: nn.Module) -> InferenceBlock:
-    """The block for inference alone, without its weights. Raises ValueError where it is not run as a whole."""
+def freeable(block: nn.Module) -> TransformerBlock:
+    """The block. Raises ValueError for one in training or not run as a whole: it cannot do without its weights."""
     if block.training:
         raise ValueError("the model is in training, and without its weights nothing can be learnt: call eval() first")
     if not _is_whole(block):
@@ -334,4 +334,4 @@ def freed(block: nn.Module) -> InferenceBlock:
             f"a {type(block).__name__} with hooks, adapters, exchanged parts, cross-attention or rotary positions is run part by "
             "part: its weights cannot be freed. Remove these, or merge them into the weights"
         )
-    return InferenceBlock(block.weights(), block.options)
+    return block

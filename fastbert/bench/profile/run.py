@@ -172,6 +172,10 @@ class _Profiler:
                     self._outcome.parameters = self._workers[name].parameters
             except Stopped as stopped:
                 self._dropped[name] = seq, str(stopped)
+            except ModelError as error:
+                if not self._outcome.points:
+                    raise  # it was never right; later, what was measured is kept
+                self._dropped[name] = seq, str(error)
 
     def _length(self, problem: Problem) -> None:
         calls: dict[str, FirstCall] = {}
@@ -308,19 +312,23 @@ class _Profiler:
         if seq is None:
             self._outcome.notes.append("no trace: no length was measured")
         else:
-            self._profile(OURS, seq, target)
-            self._outcome.notes.append(f"the trace is of a call at length {seq}")
+            written = self._profile(OURS, seq, target)
+            self._outcome.notes.append(
+                f"the trace is of a call at length {seq}" if written else f"no trace was written to {target}"
+            )
 
-    def _profile(self, name: str, seq: int, trace: str | None) -> None:
+    def _profile(self, name: str, seq: int, trace: str | None) -> bool:
+        """Whether it was."""
         try:
             if not self._workers[name].alive:  # ended at a longer one
                 self._workers[name] = Worker(self._plan.spec, name, self._plan.threads)
             found = self._workers[name].ask("operations", self._plan.problem(seq), trace)
-        except Stopped as stopped:
+        except (Stopped, ModelError) as stopped:
             self._outcome.notes.append(f"{name} was not broken down: {stopped}")
-            return
+            return False
         if trace is None:
             self._outcome.breakdowns.append(Breakdown(name, seq, *found))
+        return True
 
 
 def _tensors(sample: list[Any]) -> list[torch.Tensor]:
