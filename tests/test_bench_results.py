@@ -171,6 +171,8 @@ def test_json_round_trip():
         ('{"schema": 99}', "schema 99; this fastbert reads schema 1"),
         ('{"schema": 1, "cases": []}', "KeyError 'environment'"),
         ('{"schema": 1, "cases": [{"contenders": []}], "environment": {}, "settings": {}}', "TypeError"),
+        ('{"schema": 1, "cases": [], "environment": {}, "settings": []}', "settings, which is no object"),
+        ("[" * 100_000, "not a benchmark result"),
         (
             '{"schema": 1, "cases": [], "environment": {"versions": {"torch": "2"}}, "settings": {}, "interrupted": false}',
             "its environment lacks command, .*fastbert",
@@ -184,6 +186,8 @@ def test_json_round_trip():
         "other-version",
         "missing-field",
         "missing-case-field",
+        "settings-a-list",
+        "nested",
         "missing-environment",
     ],
 )

@@ -59,6 +59,8 @@ def brief(monkeypatch):
         (["--json", "{folder}"], "it is a folder"),
         (["--html", "no/such/folder/page.html"], "cannot write no/such/folder/page.html"),
         (["--html", "{folder}/x", "--json", "{folder}/x"], "one would overwrite the other"),
+        (["--from", "{text}", "--html", "{text}"], "--from and --html are both"),
+        (["--compare", "{text}", "--json", "{text}"], "--compare and --json are both"),
         (["--suite", "gpu", "--device", "cpu"], "the suite gpu needs a CUDA device"),
         (["--from", "no/such.json"], "cannot read no/such.json"),
         (["--from", "{text}"], "not a benchmark result"),
@@ -230,6 +232,10 @@ def test_a_stored_result_is_shown_and_compared(capsys, tmp_path):
     status, out, _ = run(capsys, "bench", "--from", new, "--compare", old)
     assert status == 1 and "slower" in out and "slower: 1, faster: 0" in " ".join(out.split())
     assert run(capsys, "bench", "--from", old, "--compare", new)[0] == 0
+    other = tmp_path / "other.json"
+    other.write_text(a_run(case("ops/other/1", [contender(ratio=1.0)])).to_json(), encoding="utf-8")
+    status, _, err = run(capsys, "bench", "--from", new, "--compare", str(other))
+    assert status == 1 and "nothing to compare" in err
 
 
 @pytest.mark.parametrize(("ratio", "status"), [(1e6, 1), (1e-6, 0)], ids=["slower", "faster"])

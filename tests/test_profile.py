@@ -440,6 +440,7 @@ def command(capsys, *arguments):
         (["--seq-lens", ""], "'' is no length"),
         (["--batch", "0"], "argument --batch: 0 is too few, at least 1"),
         (["--batch", "2", "--tokens", "4096"], "give one of them"),
+        (["--batch", "99999999999999"], "is too large, at most 2147483647"),
         (["--tokens", "1000"], "--tokens 1000 holds no sequence of 2048"),
         (["--padding", "1"], "--padding 1 is no share of padding; expected 0 to below 1"),
         (["--padding", "-0.1"], "expected 0 to below 1"),
