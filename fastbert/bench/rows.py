@@ -236,9 +236,8 @@ def warnings(run: RunResult, named: int = _NAMED) -> list[tuple[str, str]]:
     At most `named` noisy cases are named.
     """
     found = []
-    load, cores = run.environment["load"], run.environment["cores"]
-    if load is not None and load > BUSY * cores:
-        line = f"the load was {load:.1f} on {cores} cores when the run began: trust only ratios with narrow ranges, or run it again"
+    line = busy(run.environment)
+    if line:
         found.append(("busy", line))
     line = noise(run, named)
     if line:
@@ -246,6 +245,14 @@ def warnings(run: RunResult, named: int = _NAMED) -> list[tuple[str, str]]:
     if run.interrupted:
         found.append(("interrupted", "the run was ended early; what had been measured until then is here"))
     return found
+
+
+def busy(environment: dict[str, Any]) -> str:
+    """One line that says how busy the machine was before the run; "" where it was not."""
+    load, cores = environment["load"], environment["cores"]
+    if load is None or load <= BUSY * cores:
+        return ""
+    return f"the load was {load:.1f} on {cores} cores when the run began: trust only ratios with narrow ranges, or run it again"
 
 
 def noise(run: RunResult, named: int = _NAMED) -> str:

@@ -14,7 +14,7 @@ from fastbert.bench.compare import FASTER, SLOWER, Comparison
 from fastbert.bench.results import RunResult
 from fastbert.bench.rows import Group, Row, environment_rows, groups, remarks
 
-_WIDE, _WIDER = 96, 126  # columns of terminal from which more columns of table fit
+WIDE, WIDER = 96, 126  # columns of terminal from which more columns of table fit
 _ROLE_STYLE = {"ours": "bold cyan", "peer": "", "limit": "dim"}
 _RATIO_STYLE = {"bad": "bold red", "baseline": "dim"}
 _CHANGE_STYLE = {SLOWER: "bold red", FASTER: "green"}
@@ -47,7 +47,7 @@ def _print_group(console: Console, group: Group) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="bold")
     table.add_column("case", overflow="fold", min_width=9)
     table.add_column("contender", overflow="fold", min_width=16)
-    wide, wider = console.width >= _WIDE, console.width >= _WIDER
+    wide, wider = console.width >= WIDE, console.width >= WIDER
     shown = [  # header, field of Row, whether there is room for it and something in it
         (group.unit, "time", True),
         ("±%", "spread", wide),

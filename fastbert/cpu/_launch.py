@@ -83,10 +83,14 @@ def address(x: Tensor | None) -> int:
     """0 for None. RuntimeError for a tensor whose storage was given back, as FSDP does: C++ would crash, or take it for None."""
     if x is None:
         return 0
-    at = x.data_ptr()
-    if at == 0 and x.numel() > 0:
+    if is_gone(x):
         raise RuntimeError(f"a tensor of shape {list(x.shape)} has no memory: its storage was resized to 0")
-    return at
+    return x.data_ptr()
+
+
+def is_gone(x: Tensor) -> bool:
+    """Whether the storage of a tensor on the CPU was given back: resize_(0), as FSDP does."""
+    return x.data_ptr() == 0 and x.numel() > 0 and x.is_cpu
 
 
 def check_output(operation: str, name: str, out: Tensor, x: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from fastbert import _C, reference
-from fastbert.cpu._launch import ACTIVATION_NUMBERS, DTYPE_NUMBERS
+from fastbert.cpu._launch import ACTIVATION_NUMBERS, DTYPE_NUMBERS, is_gone
 from fastbert.cpu.packed_weights import PRECISIONS, PackedWeight, derived, forget, is_cacheable, packed_weight
 
 _DONE, _STALE = 0, 1  # csrc/cpu/block.h's enum BlockOutcome; else the boundaries are refused
@@ -138,6 +138,8 @@ def module_blocks(
     if run is not None:
         if len(known) >= _MOST_KNOWN:
             known.clear()
+        # Vectors too: while C++ reads them another thread may replace them, and here nobody else holds them.
+        run.held.extend((v.detach(),) for _, vectors, _ in blocks for v in vectors if v is not None)
         known[key] = state, run
     return result
 
@@ -173,7 +175,7 @@ def _prepare(blocks: Sequence[BlockArguments], dtype: torch.dtype, hidden: int) 
         if plan is None:
             return None
         run.plans.append(plan.block)
-        run.held.append((packed, plan, tuple(None if v is None else v.detach() for v in block[1])))
+        run.held.append((packed, plan))
     return run
 
 
@@ -219,17 +221,12 @@ def _takes(x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> bool:
     )
 
 
-def _is_gone(tensor: Tensor) -> bool:
-    """Whether its storage was given back (resize_(0), as FSDP does): torch says so when it computes."""
-    return tensor.is_cpu and tensor.numel() > 0 and tensor.data_ptr() == 0
-
-
 def _is_taken(block: BlockArguments, dtype: torch.dtype, hidden: int) -> bool:
     """Whether the weights may be packed: looked at before anything is. Their shapes are looked at with the plan."""
     matrices, vectors, settings = block
     # Of a tensor subclass the address says nothing: it may compute its values.
     for v in vectors:
-        if v is not None and (type(v) not in (Parameter, Tensor) or _is_gone(v)):
+        if v is not None and (type(v) not in (Parameter, Tensor) or is_gone(v)):
             return False
     if settings[-1] == "fp32":
         if _C.isa() == "baseline":
@@ -240,7 +237,7 @@ def _is_taken(block: BlockArguments, dtype: torch.dtype, hidden: int) -> bool:
     for w in matrices:
         if type(w) is not Parameter and type(w) is not Tensor:
             return False
-        if w.dim() != 2 or not w.is_cpu or w.dtype not in DTYPE_NUMBERS or not is_cacheable(w) or _is_gone(w):
+        if w.dim() != 2 or not w.is_cpu or w.dtype not in DTYPE_NUMBERS or not is_cacheable(w) or is_gone(w):
             return False
     first, *others = matrices[:-3]
     if first.shape[1] != hidden:

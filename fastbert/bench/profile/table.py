@@ -16,12 +16,10 @@ from fastbert.bench.profile.models import OURS, SDPA
 from fastbert.bench.profile.operations import Breakdown
 from fastbert.bench.profile.result import OK, Measurement, Point, ProfileResult
 from fastbert.bench.profile.worker import gib
-from fastbert.bench.rows import factor, number, range_text
-from fastbert.bench.tables import print_environment
+from fastbert.bench.rows import busy, factor, number, range_text
+from fastbert.bench.tables import WIDE, WIDER, print_environment
 
-_WIDE, _WIDER = 96, 126  # columns of terminal from which more columns of table fit
-_ROWS = {80: 5, _WIDE: 6, _WIDER: 8}  # operations shown, by width
-_BUSY = 0.5
+_ROWS = {80: 5, WIDE: 6, WIDER: 8}  # operations shown, by width
 _SHORT = 0.01  # share of a call below which an operation is one of the others
 
 _FOOTER = (
@@ -89,16 +87,16 @@ def _points(points: Sequence[Point], width: int) -> Table:
     for header, shown in (
         ("length", True),
         ("batch", True),
-        ("real tokens", width >= _WIDER),
+        ("real tokens", width >= WIDER),
         ("contender", True),
         ("ms", True),
         ("±%", True),
         ("tokens/s", True),
         ("memory", True),
         ("ratio", True),
-        ("range", width >= _WIDER),
+        ("range", width >= WIDER),
         ("limit%", True),
-        ("error", width >= _WIDE),
+        ("error", width >= WIDE),
     ):
         if shown:
             left = header == "contender"
@@ -109,7 +107,7 @@ def _points(points: Sequence[Point], width: int) -> Table:
         seen |= {each.name for each in point.contenders if each.status != OK}
         for index, each in enumerate(shown_here):
             cells: list[str | Text] = [str(point.seq), str(point.batch)] if index == 0 else ["", ""]
-            if width >= _WIDER:
+            if width >= WIDER:
                 cells.append(f"{point.tokens:,}" if index == 0 else "")
             cells += _cells(point, each, width)
             table.add_row(*cells, end_section=index == len(shown_here) - 1 and len(points) <= 12)
@@ -126,10 +124,10 @@ def _cells(point: Point, each: Measurement, width: int) -> list[str | Text]:
         cells = [name, milliseconds, f"{100.0 * seconds.relative:.0f}", number(point.tokens / seconds.median)]
     cells.append("" if each.peak_bytes is None else gib(each.peak_bytes))
     cells.append(_ratio(each))
-    if width >= _WIDER:
+    if width >= WIDER:
         cells.append("" if each.ratio is None or each.name == SDPA else range_text(each.ratio))
     cells.append("" if each.limit_share is None else f"{100.0 * each.limit_share:.0f}")
-    if width >= _WIDE:
+    if width >= WIDE:
         cells.append("" if each.error is None else f"{each.error:.1e}")
     return cells
 
@@ -235,12 +233,9 @@ def _taken_apart(each: Breakdown, result: ProfileResult) -> str:
 
 def _print_remarks(console: Console, result: ProfileResult) -> None:
     console.print()
-    load, cores = result.environment["load"], result.environment["cores"]
-    if load is not None and load > _BUSY * cores:
-        console.print(
-            f"[yellow]busy[/] the load was {load:.1f} on {cores} cores when the run began: trust only ratios with narrow ranges",
-            highlight=False,
-        )
+    line = busy(result.environment)
+    if line:
+        console.print(f"[yellow]busy[/] {line}", highlight=False)
     if result.interrupted:
         console.print("[yellow]interrupted[/]: what had been measured until then is above.")
     for note in result.notes:
